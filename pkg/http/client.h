@@ -1,0 +1,134 @@
+// One HTTP GET, streamed into a sink: the only place that knows libcurl.
+//
+// Get() blocks its thread until the body ended, a deadline passed, the sink
+// refused or `stop` was requested (which ends it within 100 ms). It is meant
+// for a worker thread. Every phase has a deadline (Deadlines). Retrying is the
+// caller's business: an outcome says only what kind of failure it was.
+//
+// Redirects (301, 302, 303, 307, 308) are followed here, at most
+// `max_redirects`, to http and https only; extra headers and netrc are sent to
+// the first origin (scheme, host, port) only, never to where it redirects.
+// HTTP/1.1 only; no content decoding (no Accept-Encoding is sent).
+//
+// Thread-safety: Get() may run on many threads at once.
+#pragma once
+
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <stop_token>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "pkg/base/status.h"
+
+namespace bim::http {
+
+// Content-Range of a 206 (RFC 9110 14.4): bytes first-last/total.
+struct ContentRange {
+  uint64_t first = 0;
+  uint64_t last = 0;  // inclusive
+  std::optional<uint64_t> total;
+  friend bool operator==(const ContentRange&, const ContentRange&) = default;
+};
+
+// Strict: "bytes 0-99/200" or "bytes 0-99/*"; nullopt for anything else
+// (also for first > last, or last >= total).
+std::optional<ContentRange> ParseContentRange(std::string_view value);
+
+// Retry-After (RFC 9110 10.2.3): delta-seconds or an HTTP-date relative to
+// `now`. nullopt when unreadable; negative waits are 0; capped at one day.
+std::optional<std::chrono::seconds> ParseRetryAfter(
+    std::string_view value, std::chrono::system_clock::time_point now);
+
+struct Deadlines {
+  std::chrono::milliseconds connect{30'000};     // name look-up to TLS done
+  std::chrono::milliseconds first_byte{60'000};  // request sent to headers read
+  std::chrono::milliseconds stall{30'000};       // between two bytes of the body
+  // A body that gives less than min_rate bytes a second, averaged over
+  // min_rate_window, is a stall too ("dribbling"). 0 turns it off.
+  uint64_t min_rate = 1024;
+  std::chrono::milliseconds min_rate_window{60'000};
+};
+
+struct GetRequest {
+  std::string url;  // http or https, no user:password@
+  // "Name: value" lines, sent to the first origin only.
+  std::vector<std::string> headers;
+  // A netrc(5) file for the first origin, or empty.
+  std::string netrc_file;
+  // Ask for [range_begin, range_end) ; range_end without begin means from 0.
+  std::optional<uint64_t> range_begin;
+  std::optional<uint64_t> range_end;
+  // Sent as If-Range with a range: a strong ETag or a Last-Modified date.
+  std::string if_range;
+  // Proxy URL; empty: what the environment says (http_proxy, https_proxy,
+  // no_proxy); "none": no proxy at all, whatever the environment says.
+  std::string proxy;
+  std::string no_proxy;
+  // PEM file with the only CAs to trust for https; empty: the system's.
+  std::string ca_file;
+  int max_redirects = 10;
+  Deadlines deadlines;
+};
+
+// What the server said before the body of the final answer.
+struct ResponseHead {
+  int status = 0;  // 200 or 206 when a sink sees it
+  std::string url;  // after redirects
+  std::optional<uint64_t> content_length;
+  std::string content_type;
+  std::string content_encoding;
+  std::string etag;
+  std::string last_modified;
+  std::optional<ContentRange> content_range;
+  bool accepts_ranges = false;  // Accept-Ranges: bytes
+};
+
+// Where a body goes. Called on the thread of Get(), in order.
+class Sink {
+ public:
+  virtual ~Sink() = default;
+  // Once, before any data, for a 200 or 206 only. A failure ends the transfer:
+  // the outcome is kRefused with that status.
+  virtual base::Status OnHead(const ResponseHead& head) = 0;
+  // Each piece of the body, never empty, at most 512 KiB, valid only during
+  // the call. May block (backpressure; the stall clock does not run then).
+  virtual base::Status OnData(std::span<const std::byte> data) = 0;
+};
+
+enum class Failure {
+  kNone,       // the whole body arrived
+  kTransient,  // 408, 429, 5xx, name look-up or connection failed, reset,
+               // stalled, a deadline passed, the body ended early
+  kPermanent,  // other statuses (404, 403, 416 ...), bad URL or redirect, TLS
+               // certificate refused, more bytes came than were announced
+  kRefused,    // the sink returned the failure
+  kCancelled,  // `stop` was requested
+};
+
+struct Outcome {
+  Failure failure = Failure::kNone;
+  // OK exactly when kNone. The message names the URL without its query and
+  // user info, the phase, what was expected and what came. UNAVAILABLE or
+  // DEADLINE_EXCEEDED for transient ones; NOT_FOUND for 404 and 410;
+  // PERMISSION_DENIED for 401, 403; OUT_OF_RANGE for 416; else
+  // FAILED_PRECONDITION / INVALID_ARGUMENT.
+  base::Status status;
+  int http_status = 0;  // of the last answer, 0 when none came
+  std::optional<std::chrono::seconds> retry_after;
+  uint64_t body_bytes = 0;
+};
+
+// Checks scheme, host and the absence of user info without any I/O.
+// INVALID_ARGUMENT says what is wrong.
+base::Status CheckUrl(std::string_view url);
+// The URL as it may be shown and logged: without query, fragment, user info.
+std::string RedactUrl(std::string_view url);
+
+Outcome Get(const GetRequest& request, Sink& sink, std::stop_token stop);
+
+}  // namespace bim::http

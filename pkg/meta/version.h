@@ -1,0 +1,48 @@
+// The version numbers of this program: the only place to bump.
+//
+// A newer compatible manager raises kApiVersion; one that no longer speaks to
+// older ones also raises kApiMinVersion. The same holds for the disk format
+// (the layout of <disk>/.bim and of backing.bim). The build can override each
+// (CMake: -DBIM_API_VERSION=5 ...), so that tests run newer and incompatible
+// managers.
+#pragma once
+
+namespace bim::meta {
+
+#ifndef BIM_API_VERSION
+#define BIM_API_VERSION 4
+#endif
+#ifndef BIM_API_MIN_VERSION
+#define BIM_API_MIN_VERSION 3
+#endif
+#ifndef BIM_DISK_FORMAT_VERSION
+#define BIM_DISK_FORMAT_VERSION 1
+#endif
+#ifndef BIM_DISK_FORMAT_MIN_VERSION
+#define BIM_DISK_FORMAT_MIN_VERSION 1
+#endif
+
+inline constexpr int kApiVersion = BIM_API_VERSION;
+inline constexpr int kApiMinVersion = BIM_API_MIN_VERSION;
+inline constexpr int kDiskFormatVersion = BIM_DISK_FORMAT_VERSION;
+inline constexpr int kDiskFormatMinVersion = BIM_DISK_FORMAT_MIN_VERSION;
+
+// A closed range of versions that one side speaks. A value.
+struct VersionRange {
+  int min = 0;
+  int max = 0;
+  friend bool operator==(const VersionRange&, const VersionRange&) = default;
+};
+
+// True when two sides share a version.
+constexpr bool Overlap(const VersionRange& a, const VersionRange& b) {
+  return a.min <= b.max && b.min <= a.max;
+}
+
+// What this build is: "0.1.0", the commit it was made from ("unknown" outside
+// a checkout) and the day of the build in UTC.
+const char* Version();
+const char* GitCommit();
+const char* BuildDate();
+
+}  // namespace bim::meta
