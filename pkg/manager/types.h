@@ -1,0 +1,107 @@
+// What the manager tells about images and disks: plain values.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "pkg/base/digest.h"
+
+namespace bim::manager {
+
+// The words of the contract, in the order of Image.state's precedence below.
+enum class CopyState {
+  kPending,
+  kStarting,
+  kInProgress,
+  kReady,
+  kFailed,
+  kUnknown,
+};
+// "pending", "starting", "in-progress", "ready", "failed", "unknown".
+std::string_view CopyStateName(CopyState state);
+
+struct SourceSpec {
+  std::string url;
+  std::string credential;  // a name, see transfer::CredentialStore
+  friend bool operator==(const SourceSpec&, const SourceSpec&) = default;
+};
+
+// What is wanted. `disks` holds uuids (requests may name paths; the manager
+// resolves them); empty with all_disks.
+struct ImageSpec {
+  std::string name;
+  std::string uuid;
+  SourceSpec source;
+  std::optional<base::Digest> sha512;  // expected, of the stored file
+  std::optional<base::Digest> sha256;
+  std::vector<std::string> disks;
+  bool all_disks = false;
+  uint64_t size = 0;  // bytes, 0: not stated
+  friend bool operator==(const ImageSpec&, const ImageSpec&) = default;
+};
+
+enum class VerifyState { kNever, kRunning, kOk, kFailed };
+
+// An image on one disk.
+struct CopyStatus {
+  std::string disk_uuid;
+  std::string disk_path;
+  CopyState state = CopyState::kPending;
+  std::string message;
+  uint32_t progress = 0;         // 0-100
+  uint64_t processed_bytes = 0;  // of the file, holes included
+  uint64_t real_size = 0;        // allocated bytes when ready
+  std::string file_path;         // absolute
+  std::optional<std::chrono::system_clock::time_point> next_attempt;
+  uint32_t attempts = 0;  // since the last success
+  VerifyState verify = VerifyState::kNever;
+  uint32_t verify_progress = 0;  // 0-100
+  std::optional<std::chrono::system_clock::time_point> verified_at;
+  std::string origin;
+};
+
+struct ImageStatus {
+  ImageSpec spec;
+  CopyState state = CopyState::kPending;
+  std::string message;
+  std::vector<CopyStatus> copies;  // by disk path
+  std::string format;              // empty until a copy is ready
+  uint64_t size = 0;
+  uint64_t virtual_size = 0;
+  uint64_t real_size = 0;
+  std::optional<base::Digest> current_sha512;
+  std::optional<base::Digest> current_sha256;
+  uint64_t revision = 0;
+};
+
+struct DiskStatus {
+  std::string uuid;
+  std::string path;
+  std::string state;  // "ready", "read-only", "missing", "swapped", "owned", "failed"
+  std::string message;
+  uint64_t total_bytes = 0;
+  uint64_t available_bytes = 0;
+  uint64_t epoch = 0;
+  uint32_t images = 0;
+};
+
+struct VerifyProgress {
+  uint64_t verified_bytes = 0;
+  uint64_t total_bytes = 0;
+  bool done = false;
+  bool ok = false;
+  std::string message;
+};
+
+struct Event {
+  enum class Type { kSnapshotBegin, kImage, kSnapshotEnd, kRemoved };
+  Type type = Type::kImage;
+  ImageStatus image;  // for kRemoved only spec.name and spec.uuid
+  std::string resume_token;
+};
+
+}  // namespace bim::manager
