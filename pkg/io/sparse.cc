@@ -1,0 +1,90 @@
+#include "pkg/io/sparse.h"
+
+#include <fcntl.h>
+#include <linux/falloc.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+
+#include "pkg/io/dir.h"
+
+namespace bim::io {
+namespace {
+
+std::string_view AsChars(std::span<const std::byte> data) {
+  return {reinterpret_cast<const char*>(data.data()), data.size()};
+}
+
+base::Status Clear(int fd, std::span<const std::byte> zeros, uint64_t offset) {
+  if (::fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+                  static_cast<off_t>(offset),
+                  static_cast<off_t>(zeros.size())) == 0) {
+    return base::OkStatus();
+  }
+  if (errno != EOPNOTSUPP && errno != ENOSYS) {
+    return base::ErrnoError(errno, "cannot punch a hole");
+  }
+  return PwriteAll(fd, AsChars(zeros), offset, "zeros");
+}
+
+}  // namespace
+
+bool IsZero(std::span<const std::byte> data) {
+  if (data.empty()) return true;
+  // The first 16 bytes by hand: random data ends the search there.
+  const size_t head = std::min<size_t>(data.size(), 16);
+  for (size_t i = 0; i < head; ++i) {
+    if (data[i] != std::byte{0}) return false;
+  }
+  return std::memcmp(data.data(), data.data() + 1, data.size() - 1) == 0;
+}
+
+base::Status WriteSparse(int fd, std::span<const std::byte> data,
+                         uint64_t offset, bool dirty) {
+  size_t at = 0;
+  while (at < data.size()) {
+    // A run of blocks of one kind, blocks ending at multiples of 4 KiB.
+    const auto block_end = [&](size_t from) {
+      const size_t to_boundary = kZeroBlock - (offset + from) % kZeroBlock;
+      return std::min(data.size(), from + to_boundary);
+    };
+    size_t end = block_end(at);
+    // A partial block at the edges is data: its other part may be, too.
+    const auto is_hole = [&](size_t from, size_t to) {
+      return (to - from == kZeroBlock) && IsZero(data.subspan(from, to - from));
+    };
+    const bool hole = is_hole(at, end);
+    while (end < data.size()) {
+      const size_t next = block_end(end);
+      if (is_hole(end, next) != hole) break;
+      end = next;
+    }
+    const auto run = data.subspan(at, end - at);
+    if (!hole) {
+      BIM_RETURN_IF_ERROR(
+          PwriteAll(fd, AsChars(run), offset + at, "image data"));
+    } else if (dirty) {
+      BIM_RETURN_IF_ERROR(Clear(fd, run, offset + at));
+    }
+    at = end;
+  }
+  return base::OkStatus();
+}
+
+base::Result<Extent> NextData(int fd, uint64_t offset, uint64_t size) {
+  if (offset >= size) return Extent{size, size};
+  const off_t begin = ::lseek(fd, static_cast<off_t>(offset), SEEK_DATA);
+  if (begin < 0) {
+    if (errno == ENXIO) return Extent{size, size};
+    if (errno == EINVAL) return Extent{offset, size};
+    return base::ErrnoError(errno, "cannot seek for data");
+  }
+  const off_t end = ::lseek(fd, begin, SEEK_HOLE);
+  if (end < 0) return base::ErrnoError(errno, "cannot seek for a hole");
+  return Extent{std::min(static_cast<uint64_t>(begin), size),
+                std::min(static_cast<uint64_t>(end), size)};
+}
+
+}  // namespace bim::io

@@ -1,0 +1,35 @@
+// Zeros become holes: writing data so that runs of zeros use no space, and
+// walking the data of a sparse file. All functions block and may be called
+// from any thread (one writer for one range at a time).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <span>
+
+#include "pkg/base/status.h"
+
+namespace bim::io {
+
+// Blocks of this size that are all zero are not written.
+inline constexpr size_t kZeroBlock = 4096;
+
+bool IsZero(std::span<const std::byte> data);
+
+// Writes `data` at `offset`; aligned 4 KiB blocks of zeros are left out. With
+// `dirty` the range may hold other bytes, so those are punched out (or written
+// where the file system can't punch); else it must be a hole already.
+base::Status WriteSparse(int fd, std::span<const std::byte> data,
+                         uint64_t offset, bool dirty);
+
+// The next range that may hold data at or after `offset`, [begin, end); an
+// empty range at `size` when only a hole follows. Where the file system cannot
+// tell, all of the file is data.
+struct Extent {
+  uint64_t begin = 0;
+  uint64_t end = 0;
+};
+base::Result<Extent> NextData(int fd, uint64_t offset, uint64_t size);
+
+}  // namespace bim::io
