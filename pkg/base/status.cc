@@ -98,7 +98,6 @@ Code CodeOfErrno(int error_number) {
     case EFBIG:
       return Code::kResourceExhausted;
     case EROFS:
-      return Code::kFailedPrecondition;
     case EIO:
     case ENODEV:
     case ENXIO:

@@ -79,9 +79,9 @@ Status DataLossError(std::string message);
 
 // The one place where an errno becomes a Status: ENOENT is NOT_FOUND, EEXIST
 // ALREADY_EXISTS, EACCES/EPERM PERMISSION_DENIED, ENOSPC/EDQUOT/EMFILE/ENFILE/
-// ENOMEM RESOURCE_EXHAUSTED, EROFS FAILED_PRECONDITION, ELOOP/EXDEV
-// PERMISSION_DENIED (openat2 refused to leave the disk or to follow a link),
-// EIO/ENODEV/ENXIO/ESTALE UNAVAILABLE, EINTR/ECANCELED CANCELLED, the rest
+// ENOMEM/EFBIG RESOURCE_EXHAUSTED, ELOOP/EXDEV PERMISSION_DENIED (openat2
+// refused to leave the disk or to follow a link), EROFS/EIO/ENODEV/ENXIO/
+// ESTALE UNAVAILABLE, EINTR/ECANCELED CANCELLED, the rest
 // INTERNAL. `what` says what was tried, on which file.
 Status ErrnoError(int error_number, std::string_view what);
 

@@ -1,0 +1,430 @@
+#include "pkg/store/disk.h"
+
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <cstdlib>
+
+#include <nlohmann/json.hpp>
+
+#include "pkg/base/failpoint.h"
+#include "pkg/base/names.h"
+#include "pkg/meta/version.h"
+
+namespace bim::store {
+namespace {
+
+using base::Code;
+using base::Result;
+using base::Status;
+using base::UniqueFd;
+using nlohmann::json;
+
+constexpr size_t kMaxSmallFile = 64 * 1024;
+constexpr size_t kMaxDesiredFile = 256 * 1024;
+
+std::string ReadProc(const std::string& path) {
+  UniqueFd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  char buffer[1024];
+  if (!fd) return "";
+  const ssize_t count = ::read(fd.get(), buffer, sizeof(buffer));
+  std::string text(buffer, count > 0 ? static_cast<size_t>(count) : 0);
+  while (!text.empty() && text.back() == '\n') text.pop_back();
+  return text;
+}
+
+// Field 22 of /proc/self/stat; the command in field 2 may hold blanks.
+uint64_t OwnStartTime() {
+  const std::string stat = ReadProc("/proc/self/stat");
+  size_t at = stat.rfind(')');
+  if (at == std::string::npos) return 0;
+  for (int field = 3; field <= 22; ++field) {
+    at = stat.find(' ', at);
+    if (at == std::string::npos) return 0;
+    ++at;
+  }
+  return std::strtoull(stat.c_str() + at, nullptr, 10);
+}
+
+std::string OwnPidNamespace() {
+  char buffer[64];
+  const ssize_t count =
+      ::readlink("/proc/self/ns/pid", buffer, sizeof(buffer));
+  return count > 0 ? std::string(buffer, static_cast<size_t>(count)) : "";
+}
+
+DiskFault Fault(DiskState state, std::string message) {
+  return {state, std::move(message)};
+}
+
+// What a failed access to the disk's own files means.
+DiskFault FaultOf(const Status& status) {
+  if (status.message().find("Read-only file system") != std::string::npos) {
+    return Fault(DiskState::kReadOnly,
+                 "the file system is read-only: " + status.message());
+  }
+  return Fault(DiskState::kFailed, status.message());
+}
+
+std::string DescribeOwner(const Result<OwnerRecord>& owner) {
+  if (!owner.ok()) return "another process";
+  std::string text = "manager " + owner->manager_id + " (process " +
+                     std::to_string(owner->pid);
+  if (owner->pid_namespace != OwnPidNamespace()) {
+    text += " in another pid namespace";
+  }
+  text += ", epoch " + std::to_string(owner->epoch);
+  if (!owner->endpoint.empty()) text += ", reached at " + owner->endpoint;
+  return text + ")";
+}
+
+Result<OwnerRecord> ReadOwner(const io::Dir& root) {
+  BIM_ASSIGN_OR_RETURN(std::string text,
+                       root.ReadFile(kOwnerFile, kMaxSmallFile));
+  return DecodeOwner(text);
+}
+
+// NOT_FOUND: there is no format file yet.
+Status CheckFormat(const io::Dir& root) {
+  BIM_ASSIGN_OR_RETURN(std::string text,
+                       root.ReadFile(kFormatFile, kMaxSmallFile));
+  const json format = json::parse(text, nullptr, false);
+  const std::string shown = root.path() + "/" + kFormatFile;
+  if (!format.is_object() || !format.contains("version") ||
+      !format["version"].is_number_integer() ||
+      !format.contains("minVersion") ||
+      !format["minVersion"].is_number_integer()) {
+    return base::DataLossError(shown +
+                               " is damaged: expected {\"version\":N,"
+                               "\"minVersion\":N}");
+  }
+  if (format["minVersion"].get<int>() > meta::kDiskFormatVersion) {
+    return base::FailedPreconditionError(
+        "the disk's format is " +
+        std::to_string(format["version"].get<int>()) +
+        ", readable from version " +
+        std::to_string(format["minVersion"].get<int>()) +
+        " on; this program reads up to " +
+        std::to_string(meta::kDiskFormatVersion) +
+        ": use a newer program for this disk");
+  }
+  if (format["version"].get<int>() < meta::kDiskFormatMinVersion) {
+    return base::FailedPreconditionError(
+        "the disk's format is " +
+        std::to_string(format["version"].get<int>()) +
+        ", this program needs at least " +
+        std::to_string(meta::kDiskFormatMinVersion));
+  }
+  return base::OkStatus();
+}
+
+}  // namespace
+
+std::string_view DiskStateName(DiskState state) {
+  switch (state) {
+    case DiskState::kReady:
+      return "ready";
+    case DiskState::kReadOnly:
+      return "read-only";
+    case DiskState::kMissing:
+      return "missing";
+    case DiskState::kSwapped:
+      return "swapped";
+    case DiskState::kOwned:
+      return "owned";
+    case DiskState::kFailed:
+      return "failed";
+  }
+  return "failed";
+}
+
+std::string EncodeOwner(const OwnerRecord& owner) {
+  return json{{"managerId", owner.manager_id},
+              {"epoch", owner.epoch},
+              {"pid", owner.pid},
+              {"pidNamespace", owner.pid_namespace},
+              {"startTime", owner.start_time},
+              {"bootId", owner.boot_id},
+              {"version", owner.version},
+              {"apiVersion", owner.api_version},
+              {"apiMinVersion", owner.api_min_version},
+              {"endpoint", owner.endpoint},
+              {"phase", owner.phase},
+              {"sinceNs", owner.since_ns}}
+             .dump() +
+         "\n";
+}
+
+Result<OwnerRecord> DecodeOwner(std::string_view text) {
+  const json object = json::parse(text, nullptr, false);
+  if (!object.is_object() || !object.contains("epoch") ||
+      !object["epoch"].is_number_unsigned()) {
+    return base::DataLossError(
+        "the owner record is damaged: no JSON object with an epoch");
+  }
+  const auto string = [&](const char* key) {
+    const auto it = object.find(key);
+    return it != object.end() && it->is_string() ? it->get<std::string>()
+                                                 : std::string();
+  };
+  const auto number = [&](const char* key) -> int64_t {
+    const auto it = object.find(key);
+    return it != object.end() && it->is_number_integer() ? it->get<int64_t>()
+                                                         : 0;
+  };
+  OwnerRecord owner;
+  owner.manager_id = string("managerId");
+  owner.epoch = object["epoch"].get<uint64_t>();
+  owner.pid = number("pid");
+  owner.pid_namespace = string("pidNamespace");
+  owner.start_time = static_cast<uint64_t>(number("startTime"));
+  owner.boot_id = string("bootId");
+  owner.version = string("version");
+  owner.api_version = static_cast<int>(number("apiVersion"));
+  owner.api_min_version = static_cast<int>(number("apiMinVersion"));
+  owner.endpoint = string("endpoint");
+  owner.phase = string("phase");
+  owner.since_ns = number("sinceNs");
+  return owner;
+}
+
+Result<std::string> ReadIdentity(const io::Dir& root) {
+  BIM_ASSIGN_OR_RETURN(std::string text,
+                       root.ReadFile(kIdentityFile, kMaxSmallFile));
+  const json object = json::parse(text, nullptr, false);
+  const std::string shown = root.path() + "/" + kIdentityFile;
+  if (!object.is_object() || !object.contains("diskUUID") ||
+      !object["diskUUID"].is_string()) {
+    return base::DataLossError(shown +
+                               " is damaged: expected {\"diskUUID\":\"...\"}");
+  }
+  std::string uuid = object["diskUUID"].get<std::string>();
+  if (Status valid = base::CheckName(uuid, "diskUUID"); !valid.ok()) {
+    return base::DataLossError(shown + ": " + valid.message());
+  }
+  return uuid;
+}
+
+Status InitIdentity(const io::Dir& root, const std::string& uuid) {
+  BIM_RETURN_IF_ERROR(base::CheckName(uuid, "disk uuid"));
+  const auto existing = root.Stat(kIdentityFile);
+  if (existing.ok()) {
+    return base::AlreadyExistsError(root.path() + " already has a " +
+                                    kIdentityFile);
+  }
+  if (existing.status().code() != Code::kNotFound) return existing.status();
+  return root.ReplaceFile(kIdentityFile, json{{"diskUUID", uuid}}.dump());
+}
+
+std::variant<std::shared_ptr<Disk>, DiskFault> Disk::Claim(
+    const std::string& path, const std::string& expected_uuid,
+    const Owner& owner) {
+  auto root = io::Dir::Open(path);
+  if (!root.ok()) {
+    if (root.status().code() == Code::kNotFound) {
+      return Fault(DiskState::kMissing, "no directory at " + path);
+    }
+    return Fault(DiskState::kFailed, root.status().message());
+  }
+  auto uuid = ReadIdentity(*root);
+  if (!uuid.ok()) {
+    if (uuid.status().code() == Code::kNotFound) {
+      return Fault(DiskState::kMissing,
+                   "no " + std::string(kIdentityFile) + " in " + path +
+                       ": is the disk mounted? To make a new disk of it: bim "
+                       "disk add --init " +
+                       path);
+    }
+    return FaultOf(uuid.status());
+  }
+  if (!expected_uuid.empty() && *uuid != expected_uuid) {
+    return Fault(DiskState::kSwapped, "expected disk " + expected_uuid +
+                                          " at " + path + ", found disk " +
+                                          *uuid);
+  }
+  struct statvfs fs = {};
+  struct stat st = {};
+  if (::fstatvfs(root->fd(), &fs) != 0 || ::fstat(root->fd(), &st) != 0) {
+    return Fault(DiskState::kFailed,
+                 base::ErrnoError(errno, "cannot stat " + path).message());
+  }
+  if ((fs.f_flag & ST_RDONLY) != 0) {
+    return Fault(DiskState::kReadOnly,
+                 "the file system at " + path +
+                     " is read-only: remount it read-write");
+  }
+
+  std::shared_ptr<Disk> disk(new Disk);
+  disk->path_ = path;
+  disk->uuid_ = *uuid;
+  disk->root_ = std::move(*root);
+  disk->device_ = st.st_dev;
+  disk->inode_ = st.st_ino;
+  const io::Dir& dir = disk->root_;
+  if (Status made = dir.MakeDir(kBimDir, 0755); !made.ok()) {
+    return FaultOf(made);
+  }
+  auto lock = dir.OpenFile(kLockFile, O_RDWR | O_CREAT, 0644);
+  if (!lock.ok()) return FaultOf(lock.status());
+  if (::flock(lock->get(), LOCK_EX | LOCK_NB) != 0) {
+    if (errno == EWOULDBLOCK) {
+      return Fault(DiskState::kOwned,
+                   "disk " + *uuid + " at " + path + " is owned by " +
+                       DescribeOwner(ReadOwner(dir)) +
+                       "; it is left alone until that process ends");
+    }
+    return Fault(DiskState::kFailed,
+                 base::ErrnoError(errno, "cannot lock " + path).message());
+  }
+  disk->lock_ = *std::move(lock);
+  BIM_FAILPOINT("store.claim.locked");
+
+  // From here on nobody else writes below .bim.
+  const Status format = CheckFormat(dir);
+  const bool fresh = format.code() == Code::kNotFound;
+  if (!format.ok() && !fresh) return FaultOf(format);
+  auto last = ReadOwner(dir);
+  if (!last.ok() && !(fresh && last.status().code() == Code::kNotFound)) {
+    return Fault(DiskState::kFailed,
+                 "the owner record " + path + "/" + kOwnerFile +
+                     " cannot be read and its epoch is never guessed (" +
+                     last.status().message() + "): restore it");
+  }
+  OwnerRecord record;
+  record.manager_id = owner.manager_id;
+  record.epoch = last.ok() ? last->epoch + 1 : 1;
+  record.pid = ::getpid();
+  record.pid_namespace = OwnPidNamespace();
+  record.start_time = OwnStartTime();
+  record.boot_id = ReadProc("/proc/sys/kernel/random/boot_id");
+  record.version = owner.version;
+  record.api_version = meta::kApiVersion;
+  record.api_min_version = meta::kApiMinVersion;
+  record.endpoint = owner.endpoint;
+  record.phase = "steady";
+  record.since_ns = std::chrono::duration_cast<std::chrono::nanoseconds>(
+                        std::chrono::system_clock::now().time_since_epoch())
+                        .count();
+  disk->epoch_ = record.epoch;
+  Status written = dir.ReplaceFile(kOwnerFile, EncodeOwner(record));
+  BIM_FAILPOINT("store.claim.owner_written");
+  // The format file last: while it is missing the folder is still being made.
+  if (written.ok() && fresh) {
+    written = dir.ReplaceFile(
+        kFormatFile,
+        json{{"version", meta::kDiskFormatVersion},
+             {"minVersion", meta::kDiskFormatMinVersion}}
+                .dump() +
+            "\n");
+  }
+  if (written.ok()) written = dir.MakeDir(kDesiredDir, 0700);
+  if (written.ok()) written = dir.MakeDir(kImagesDir, 0755);
+  if (!written.ok()) return FaultOf(written);
+  return disk;
+}
+
+Disk::~Disk() = default;
+
+DiskFault Disk::Check() const {
+  struct stat held = {}, seen = {};
+  if (::fstat(root_.fd(), &held) != 0) {
+    return Fault(DiskState::kFailed,
+                 base::ErrnoError(errno, "cannot stat " + path_).message());
+  }
+  auto now = io::Dir::Open(path_);
+  if (!now.ok()) {
+    if (now.status().code() == Code::kNotFound) {
+      return Fault(DiskState::kMissing, "no directory at " + path_);
+    }
+    return Fault(DiskState::kFailed, now.status().message());
+  }
+  auto uuid = ReadIdentity(*now);
+  if (!uuid.ok()) {
+    if (uuid.status().code() == Code::kNotFound) {
+      return Fault(DiskState::kMissing, "no " + std::string(kIdentityFile) +
+                                            " in " + path_ +
+                                            ": is the disk mounted?");
+    }
+    return FaultOf(uuid.status());
+  }
+  if (*uuid != uuid_) {
+    return Fault(DiskState::kSwapped, "expected disk " + uuid_ + " at " +
+                                          path_ + ", found disk " + *uuid);
+  }
+  if (::fstat(now->fd(), &seen) != 0 || seen.st_dev != device_ ||
+      seen.st_ino != inode_) {
+    return Fault(DiskState::kMissing,
+                 "the directory at " + path_ +
+                     " is another one than the disk that was opened");
+  }
+  struct statvfs fs = {};
+  if (::fstatvfs(now->fd(), &fs) != 0) {
+    return Fault(DiskState::kFailed,
+                 base::ErrnoError(errno, "cannot stat " + path_).message());
+  }
+  if ((fs.f_flag & ST_RDONLY) != 0) {
+    return Fault(DiskState::kReadOnly, "the file system at " + path_ +
+                                           " is read-only: remount it "
+                                           "read-write");
+  }
+  if (Status owner = CheckOwner(); !owner.ok()) {
+    return Fault(DiskState::kFailed, owner.message());
+  }
+  return Fault(DiskState::kReady, "");
+}
+
+Status Disk::CheckOwner() const {
+  const auto owner = ReadOwner(root_);
+  if (!owner.ok()) {
+    return base::AbortedError("the owner record of disk " + uuid_ +
+                              " cannot be read: " + owner.status().message());
+  }
+  if (owner->epoch != epoch_) {
+    return base::AbortedError(
+        "disk " + uuid_ + " is owned in epoch " + std::to_string(owner->epoch) +
+        " by manager " + owner->manager_id + ", this process took it in epoch " +
+        std::to_string(epoch_) + " and is late");
+  }
+  return base::OkStatus();
+}
+
+Result<Space> Disk::GetSpace() const {
+  struct statvfs fs = {};
+  if (::fstatvfs(root_.fd(), &fs) != 0) {
+    return base::ErrnoError(errno, "cannot stat " + path_);
+  }
+  return Space{static_cast<uint64_t>(fs.f_blocks) * fs.f_frsize,
+               static_cast<uint64_t>(fs.f_bavail) * fs.f_frsize};
+}
+
+Status Disk::PutDesired(const ImageKey& key, std::string_view json) const {
+  BIM_FAILPOINT_ERROR("store.desired.put");
+  return root_.ReplaceFile(DesiredFile(key), json, 0600);
+}
+
+Status Disk::RemoveDesired(const ImageKey& key) const {
+  BIM_RETURN_IF_ERROR(root_.RemoveFile(DesiredFile(key)));
+  BIM_ASSIGN_OR_RETURN(io::Dir dir, root_.OpenDir(kDesiredDir));
+  return dir.Sync();
+}
+
+Result<std::vector<std::string>> Disk::LoadDesired() const {
+  BIM_ASSIGN_OR_RETURN(io::Dir dir, root_.OpenDir(kDesiredDir));
+  std::vector<std::string> names;
+  BIM_RETURN_IF_ERROR(dir.List([&](std::string_view name, unsigned char) {
+    if (name.ends_with(".json")) names.emplace_back(name);
+    return true;
+  }));
+  std::vector<std::string> documents;
+  documents.reserve(names.size());
+  for (const std::string& name : names) {
+    BIM_ASSIGN_OR_RETURN(std::string text, dir.ReadFile(name, kMaxDesiredFile));
+    documents.push_back(std::move(text));
+  }
+  return documents;
+}
+
+}  // namespace bim::store

@@ -1,0 +1,117 @@
+// A disk that this process owns: its identity, its lock, its owner record.
+//
+// Claim() succeeds only while it holds the lock; the Disk keeps it until
+// destroyed (or the process ends, however). Whoever holds the lock is the
+// owner: the record only tells others who that is, and its epoch lets a
+// process that lost track of time see that it is late.
+// All functions block. Thread-safety: const functions from any thread.
+#pragma once
+
+#include <sys/types.h>
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <variant>
+#include <vector>
+
+#include "pkg/base/status.h"
+#include "pkg/base/unique_fd.h"
+#include "pkg/io/dir.h"
+#include "pkg/store/layout.h"
+
+namespace bim::store {
+
+enum class DiskState { kReady, kReadOnly, kMissing, kSwapped, kOwned, kFailed };
+// "ready", "read-only", "missing", "swapped", "owned", "failed".
+std::string_view DiskStateName(DiskState state);
+
+// Why a disk cannot be used, and what to do.
+struct DiskFault {
+  DiskState state = DiskState::kFailed;
+  std::string message;
+};
+
+// .bim/owner
+struct OwnerRecord {
+  std::string manager_id;
+  uint64_t epoch = 0;
+  int64_t pid = 0;
+  std::string pid_namespace;  // "pid:[4026531836]"
+  uint64_t start_time = 0;    // of the process, in clock ticks since boot
+  std::string boot_id;
+  std::string version;
+  int api_version = 0;
+  int api_min_version = 0;
+  std::string endpoint;
+  std::string phase;  // of a hand-over; "steady"
+  int64_t since_ns = 0;
+};
+std::string EncodeOwner(const OwnerRecord& owner);
+// DATA_LOSS when it cannot be read.
+base::Result<OwnerRecord> DecodeOwner(std::string_view text);
+
+// The disk's uuid as its longhorn-disk.cfg says. NOT_FOUND: no such file.
+// DATA_LOSS: not readable as {"diskUUID":"..."}; the uuid follows CheckName.
+base::Result<std::string> ReadIdentity(const io::Dir& root);
+// Makes a new disk of `root`: writes longhorn-disk.cfg. ALREADY_EXISTS when it
+// has one.
+base::Status InitIdentity(const io::Dir& root, const std::string& uuid);
+
+struct Space {
+  uint64_t total_bytes = 0;
+  uint64_t available_bytes = 0;
+};
+
+class Disk {
+ public:
+  struct Owner {
+    std::string manager_id;
+    std::string version;
+    std::string endpoint;
+  };
+  // Takes the disk at `path`. With a non-empty `expected_uuid` another
+  // identity is kSwapped. Everything that may be wrong with a disk is a fault
+  // to tell and to try again after, never an error of the program.
+  static std::variant<std::shared_ptr<Disk>, DiskFault> Claim(
+      const std::string& path, const std::string& expected_uuid,
+      const Owner& owner);
+  ~Disk();
+  Disk(const Disk&) = delete;
+  Disk& operator=(const Disk&) = delete;
+
+  const std::string& path() const { return path_; }
+  const std::string& uuid() const { return uuid_; }
+  uint64_t epoch() const { return epoch_; }
+  const io::Dir& root() const { return root_; }
+  dev_t device() const { return device_; }
+
+  // Is what lies at the path still this disk, writable, and ours? kReady or
+  // the fault.
+  DiskFault Check() const;
+  // ABORTED when the owner record says another epoch than ours: we are late.
+  base::Status CheckOwner() const;
+  base::Result<Space> GetSpace() const;
+
+  // Desired records: one small JSON document per image, opaque here.
+  // Durable on return.
+  base::Status PutDesired(const ImageKey& key, std::string_view json) const;
+  base::Status RemoveDesired(const ImageKey& key) const;
+  // All of them. A file that cannot be read fails the whole: what was wanted
+  // is never guessed.
+  base::Result<std::vector<std::string>> LoadDesired() const;
+
+ private:
+  Disk() = default;
+
+  std::string path_;
+  std::string uuid_;
+  uint64_t epoch_ = 0;
+  io::Dir root_;
+  dev_t device_ = 0;
+  ino_t inode_ = 0;
+  base::UniqueFd lock_;
+};
+
+}  // namespace bim::store

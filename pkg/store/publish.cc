@@ -1,0 +1,388 @@
+#include "pkg/store/publish.h"
+
+#include <dirent.h>
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <charconv>
+#include <chrono>
+#include <cstring>
+#include <memory>
+
+#include "pkg/base/failpoint.h"
+#include "pkg/base/log.h"
+#include "pkg/hash/hasher.h"
+#include "pkg/image/probe.h"
+#include "pkg/io/dir.h"
+#include "pkg/io/sparse.h"
+
+namespace bim::store {
+namespace {
+
+using base::Code;
+using base::Result;
+using base::Status;
+using base::UniqueFd;
+
+class FileReader : public image::Reader {
+ public:
+  explicit FileReader(int fd) : fd_(fd) {}
+  Result<size_t> ReadAt(uint64_t offset, std::span<std::byte> out) override {
+    return io::PreadFull(fd_, out.data(), out.size(), offset, "the image");
+  }
+
+ private:
+  int fd_;
+};
+
+int64_t NowNs() {
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(
+             std::chrono::system_clock::now().time_since_epoch())
+      .count();
+}
+
+Result<struct stat> StatFd(int fd) {
+  struct stat st = {};
+  if (::fstat(fd, &st) != 0) return base::ErrnoError(errno, "cannot stat");
+  return st;
+}
+
+Status ProbeInto(int fd, ImageRecord& record) {
+  BIM_ASSIGN_OR_RETURN(struct stat st, StatFd(fd));
+  FileReader reader(fd);
+  BIM_ASSIGN_OR_RETURN(
+      image::ImageInfo info,
+      image::Probe(reader, static_cast<uint64_t>(st.st_size)));
+  record.format = image::FormatName(info.format);
+  record.virtual_size = info.virtual_size;
+  return base::OkStatus();
+}
+
+Status WriteConfig(const Disk& disk, const ImageRecord& record,
+                   uint64_t real_size, const std::string& expected_checksum) {
+  LonghornConfig config;
+  config.file_path = disk.path() + "/" + DataFile(record.key);
+  config.uuid = record.key.uuid;
+  config.size = record.stamp.size;
+  config.virtual_size = record.virtual_size;
+  config.real_size = real_size;
+  config.expected_checksum = expected_checksum;
+  config.current_checksum = record.sha512.Hex();
+  config.modification_time = FormatModificationTime(record.stamp.mtime_ns);
+  return disk.root().ReplaceFile(ConfigFile(record.key), EncodeConfig(config));
+}
+
+// Steps behind the rename: the ready file gets its final record and cfg.
+Status FinishPublish(const Disk& disk, ImageRecord& record,
+                     const std::string& expected_checksum) {
+  const io::Dir& root = disk.root();
+  BIM_ASSIGN_OR_RETURN(io::Dir dir, root.OpenDir(ImageDir(record.key)));
+  BIM_RETURN_IF_ERROR(dir.Sync());
+  BIM_FAILPOINT("store.commit.dir_synced");
+  BIM_ASSIGN_OR_RETURN(struct stat st, root.Stat(DataFile(record.key)));
+  record.stamp = StampOf(st);
+  BIM_RETURN_IF_ERROR(WriteConfig(
+      disk, record, static_cast<uint64_t>(st.st_blocks) * 512,
+      expected_checksum));
+  BIM_FAILPOINT("store.commit.config_written");
+  BIM_RETURN_IF_ERROR(
+      root.ReplaceFile(RecordFile(record.key), EncodeRecord(record)));
+  BIM_FAILPOINT("store.commit.recorded");
+  return base::OkStatus();
+}
+
+// The processes that have the file open, as far as they can be seen.
+std::string Openers(const struct stat& file) {
+  std::string names;
+  int found = 0;
+  // Our own descriptor is one of the two that the caller found too many.
+  int own = 1;
+  const auto read_link = [](const std::string& path) {
+    char buffer[4096];
+    const ssize_t n = ::readlink(path.c_str(), buffer, sizeof(buffer));
+    return std::string(buffer, n > 0 ? static_cast<size_t>(n) : 0);
+  };
+  std::unique_ptr<DIR, int (*)(DIR*)> proc(::opendir("/proc"), &::closedir);
+  if (!proc) return names;
+  while (const struct dirent* process = ::readdir(proc.get())) {
+    int pid = 0;
+    const std::string_view text = process->d_name;
+    const auto parsed =
+        std::from_chars(text.data(), text.data() + text.size(), pid);
+    if (parsed.ptr != text.data() + text.size()) continue;
+    const std::string fds = "/proc/" + std::string(text) + "/fd";
+    std::unique_ptr<DIR, int (*)(DIR*)> dir(::opendir(fds.c_str()),
+                                            &::closedir);
+    if (!dir) continue;
+    while (const struct dirent* entry = ::readdir(dir.get())) {
+      struct stat st = {};
+      const std::string path = fds + "/" + entry->d_name;
+      if (::stat(path.c_str(), &st) != 0 || st.st_ino != file.st_ino ||
+          st.st_dev != file.st_dev) {
+        continue;
+      }
+      if (pid == ::getpid() && own-- > 0) continue;
+      const std::string exe =
+          read_link("/proc/" + std::string(text) + "/exe");
+      names += (names.empty() ? "" : ", ") + std::string("process ") +
+               std::string(text) + " (" +
+               exe.substr(exe.rfind('/') + 1) + ")";
+      if (++found >= 5) return names + ", ...";
+      break;
+    }
+  }
+  return names;
+}
+
+}  // namespace
+
+Status MakeImageDir(const Disk& disk, const ImageKey& key) {
+  const io::Dir& root = disk.root();
+  BIM_RETURN_IF_ERROR(root.MakeDir(ImageDir(key), 0755));
+  const auto config = ReadConfig(root, key);
+  if (config.ok() && !config->uuid.empty() && config->uuid != key.uuid) {
+    return base::AlreadyExistsError(
+        "the directory " + disk.path() + "/" + ImageDir(key) +
+        " is that of another image, with uuid '" + config->uuid + "'");
+  }
+  BIM_ASSIGN_OR_RETURN(io::Dir images, root.OpenDir(kImagesDir));
+  BIM_RETURN_IF_ERROR(images.Sync());
+  BIM_FAILPOINT_ERROR("store.ingest.dir_made");
+  return base::OkStatus();
+}
+
+Result<ImageRecord> Publish(const Disk& disk, const ImageKey& key, int fd,
+                            ImageRecord record, mode_t file_mode,
+                            const std::string& expected_checksum) {
+  const io::Dir& root = disk.root();
+  record.key = key;
+  record.chunk_count = static_cast<uint32_t>(record.chunks.size());
+  BIM_RETURN_IF_ERROR(ProbeInto(fd, record));
+  BIM_RETURN_IF_ERROR(disk.CheckOwner());
+  if (::fchmod(fd, file_mode) != 0) {
+    return base::ErrnoError(errno, "cannot set the mode of the image");
+  }
+  BIM_ASSIGN_OR_RETURN(struct stat st, StatFd(fd));
+  record.stamp = StampOf(st);
+  // Sealed: the rename to come changes ctime. What Inspect finds with such a
+  // record was complete, durable and proven.
+  record.stamp.ctime_ns = 0;
+  record.verified_ns = NowNs();
+  BIM_FAILPOINT_ERROR("store.commit.before_seal");
+  BIM_RETURN_IF_ERROR(root.ReplaceFile(RecordFile(key), EncodeRecord(record)));
+  BIM_FAILPOINT("store.commit.sealed");
+  BIM_RETURN_IF_ERROR(root.Rename(TempFile(key), DataFile(key)));
+  BIM_FAILPOINT("store.commit.renamed");
+  BIM_RETURN_IF_ERROR(FinishPublish(disk, record, expected_checksum));
+  return record;
+}
+
+Status WriteRecord(const Disk& disk, const ImageRecord& record,
+                   const std::string& expected_checksum) {
+  BIM_ASSIGN_OR_RETURN(struct stat st, disk.root().Stat(DataFile(record.key)));
+  BIM_RETURN_IF_ERROR(WriteConfig(
+      disk, record, static_cast<uint64_t>(st.st_blocks) * 512,
+      expected_checksum));
+  return disk.root().ReplaceFile(RecordFile(record.key), EncodeRecord(record));
+}
+
+Result<Found> Inspect(const Disk& disk, const ImageKey& key, mode_t file_mode,
+                      const std::string& expected_checksum) {
+  const io::Dir& root = disk.root();
+  Found found;
+  auto record = ReadRecord(root, key, false);
+  if (!record.ok() && record.status().code() == Code::kFailedPrecondition) {
+    return record.status();  // of a newer version: not ours to touch
+  }
+  auto st = root.Stat(DataFile(key));
+  if (!st.ok() && st.status().code() != Code::kNotFound) return st.status();
+  if (!st.ok()) {
+    // Sealed, and the crash came before the rename?
+    if (!record.ok() || record->stamp.ctime_ns != 0) return found;
+    auto temp = root.OpenFile(TempFile(key), O_RDONLY | O_NONBLOCK);
+    if (!temp.ok()) return found;
+    BIM_ASSIGN_OR_RETURN(struct stat temp_st, StatFd(temp->get()));
+    if (!Matches(record->stamp, StampOf(temp_st))) return found;
+    BIM_ASSIGN_OR_RETURN(ImageRecord whole, ReadRecord(root, key, true));
+    BIM_ASSIGN_OR_RETURN(
+        found.record, Publish(disk, key, temp->get(), std::move(whole),
+                              file_mode, expected_checksum));
+    found.kind = Found::Kind::kReady;
+    found.stamp = found.record.stamp;
+    return found;
+  }
+  if (!S_ISREG(st->st_mode)) {
+    return base::FailedPreconditionError(disk.path() + "/" + DataFile(key) +
+                                         " is not a regular file");
+  }
+  found.stamp = StampOf(*st);
+  if (record.ok()) {
+    found.record = *record;
+    if (!Matches(record->stamp, found.stamp)) {
+      found.kind = Found::Kind::kChanged;
+      return found;
+    }
+    if (record->stamp.ctime_ns == 0) {
+      // Renamed, and the crash came before the final record.
+      auto whole = ReadRecord(root, key, true);
+      if (whole.ok()) {
+        BIM_RETURN_IF_ERROR(FinishPublish(disk, *whole, expected_checksum));
+        found.record = *std::move(whole);
+        found.record.chunks.clear();
+      }
+    }
+    found.kind = Found::Kind::kReady;
+    return found;
+  }
+  // No record of ours: Longhorn's cfg vouches for a file of exactly its mtime.
+  const auto config = ReadConfig(root, key);
+  if (config.ok() && config->uuid == key.uuid &&
+      config->size == found.stamp.size &&
+      config->modification_time ==
+          FormatModificationTime(found.stamp.mtime_ns)) {
+    auto digest = base::Digest::FromHex(base::DigestAlgorithm::kSha512,
+                                        config->current_checksum);
+    if (digest.ok()) {
+      found.record.key = key;
+      found.record.stamp = found.stamp;
+      found.record.sha512 = *digest;
+      found.record.origin = "reused file";
+      found.by_config = true;
+      BIM_ASSIGN_OR_RETURN(UniqueFd fd,
+                           root.OpenFile(DataFile(key), O_RDONLY | O_NONBLOCK));
+      BIM_RETURN_IF_ERROR(ProbeInto(fd.get(), found.record));
+      found.kind = Found::Kind::kReady;
+      return found;
+    }
+  }
+  found.kind = Found::Kind::kUnproven;
+  return found;
+}
+
+Result<ImageRecord> Scan(const Disk& disk, const ImageKey& key,
+                         bool want_sha256, std::stop_token stop,
+                         const std::function<void(uint64_t)>& progress) {
+  BIM_ASSIGN_OR_RETURN(
+      UniqueFd fd,
+      disk.root().OpenFile(DataFile(key), O_RDONLY | O_NONBLOCK));
+  BIM_ASSIGN_OR_RETURN(struct stat before, StatFd(fd.get()));
+  if (!S_ISREG(before.st_mode)) {
+    return base::FailedPreconditionError(disk.path() + "/" + DataFile(key) +
+                                         " is not a regular file");
+  }
+  ImageRecord record;
+  record.key = key;
+  record.stamp = StampOf(before);
+  const uint64_t size = record.stamp.size;
+  record.chunk_size = ChunkSizeFor(size);
+  record.chunks.resize(ChunkCount(size, record.chunk_size));
+  hash::Hasher sha512(base::DigestAlgorithm::kSha512);
+  std::optional<hash::Hasher> sha256;
+  if (want_sha256) sha256.emplace(base::DigestAlgorithm::kSha256);
+
+  std::vector<std::byte> buffer(
+      static_cast<size_t>(std::min<uint64_t>(record.chunk_size, 1 << 20)));
+  io::Extent data;
+  for (size_t i = 0; i < record.chunks.size(); ++i) {
+    const uint64_t begin = i * record.chunk_size;
+    const uint64_t end = std::min(size, begin + record.chunk_size);
+    if (data.end <= begin && data.begin < size) {
+      BIM_ASSIGN_OR_RETURN(data, io::NextData(fd.get(), begin, size));
+    }
+    Chunk& chunk = record.chunks[i];
+    chunk.zero = true;
+    if (data.begin >= end) {  // a hole
+      sha512.UpdateZeros(end - begin);
+      if (sha256) sha256->UpdateZeros(end - begin);
+    } else {
+      hash::Hasher digest(base::DigestAlgorithm::kSha256);
+      for (uint64_t at = begin; at < end;) {
+        const size_t want =
+            static_cast<size_t>(std::min<uint64_t>(buffer.size(), end - at));
+        BIM_ASSIGN_OR_RETURN(
+            size_t count, io::PreadFull(fd.get(), buffer.data(), want, at,
+                                        disk.path() + "/" + DataFile(key)));
+        if (count != want) {
+          return base::AbortedError("the file became shorter while it was "
+                                    "read");
+        }
+        const auto piece = std::span<const std::byte>(buffer).first(count);
+        chunk.zero = chunk.zero && io::IsZero(piece);
+        sha512.Update(piece);
+        if (sha256) sha256->Update(piece);
+        digest.Update(piece);
+        at += count;
+        if (stop.stop_requested()) return base::CancelledError("stopped");
+      }
+      if (!chunk.zero) {
+        const base::Digest value = digest.Finish();
+        std::copy(value.bytes().begin(), value.bytes().end(),
+                  chunk.sha256.begin());
+      }
+    }
+    if (stop.stop_requested()) return base::CancelledError("stopped");
+    if (progress) progress(end);
+  }
+  BIM_ASSIGN_OR_RETURN(struct stat after, disk.root().Stat(DataFile(key)));
+  if (!(StampOf(after) == record.stamp)) {
+    return base::AbortedError("the file changed while it was read");
+  }
+  record.sha512 = sha512.Finish();
+  if (sha256) record.sha256 = sha256->Finish();
+  record.chunk_count = static_cast<uint32_t>(record.chunks.size());
+  record.verified_ns = NowNs();
+  BIM_RETURN_IF_ERROR(ProbeInto(fd.get(), record));
+  return record;
+}
+
+Status RemovePartial(const Disk& disk, const ImageKey& key) {
+  const io::Dir& root = disk.root();
+  BIM_RETURN_IF_ERROR(root.RemoveFile(TempFile(key)));
+  // A record belongs to a ready file and stays.
+  if (ReadRecord(root, key, false).ok() && root.Stat(DataFile(key)).ok()) {
+    return base::OkStatus();
+  }
+  return root.RemoveFile(RecordFile(key));
+}
+
+Status RemoveImage(const Disk& disk, const ImageKey& key, bool force) {
+  const io::Dir& root = disk.root();
+  UniqueFd held;
+  auto fd = root.OpenFile(DataFile(key), O_RDONLY | O_NONBLOCK);
+  if (fd.ok() && !force) {
+    // A write lease is granted only while nobody else has the file open, in
+    // whatever namespace; while we hold it, opens wait.
+    if (::fcntl(fd->get(), F_SETLEASE, F_WRLCK) != 0) {
+      // Other errors: a file system without leases; /proc must do.
+      const bool busy = errno == EAGAIN || errno == EBUSY;
+      BIM_ASSIGN_OR_RETURN(struct stat st, StatFd(fd->get()));
+      const std::string openers = Openers(st);
+      if (busy || !openers.empty()) {
+        return base::FailedPreconditionError(
+            "image '" + key.name + "' is in use: " + disk.path() + "/" +
+            DataFile(key) + " is open in " +
+            (openers.empty() ? "another process" : openers) +
+            "; force removes it all the same");
+      }
+    }
+    held = *std::move(fd);
+  }
+  if (!root.Stat(ImageDir(key)).ok()) return base::OkStatus();
+  for (const std::string& path :
+       {DataFile(key), TempFile(key), ConfigFile(key), RecordFile(key),
+        ConfigFile(key) + ".new", RecordFile(key) + ".new"}) {
+    BIM_RETURN_IF_ERROR(root.RemoveFile(path));
+    BIM_FAILPOINT("store.remove.file");
+  }
+  if (Status removed = root.RemoveDir(ImageDir(key)); !removed.ok()) {
+    BIM_LOG_WARN("{}: left in place, it holds other files",
+                 removed.message());
+  }
+  BIM_ASSIGN_OR_RETURN(io::Dir images, root.OpenDir(kImagesDir));
+  return images.Sync();
+}
+
+}  // namespace bim::store

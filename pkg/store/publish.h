@@ -1,0 +1,69 @@
+// The last steps of a commit, and what finds a commit that a crash cut short.
+// All functions block.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <stop_token>
+#include <string>
+#include <vector>
+
+#include "pkg/base/status.h"
+#include "pkg/store/disk.h"
+#include "pkg/store/layout.h"
+#include "pkg/store/record.h"
+
+namespace bim::store {
+
+// Publishes the temp file of `key`, open as `fd`, complete and durable:
+// format's safety rules, owner check, mode, sealed record, rename, directory
+// sync, final record and cfg. `record` has digests and chunks; stamp and
+// format are filled in. The errors are those of Ingest::Commit.
+base::Result<ImageRecord> Publish(const Disk& disk, const ImageKey& key,
+                                  int fd, ImageRecord record,
+                                  mode_t file_mode,
+                                  const std::string& expected_checksum);
+
+// Makes (and makes durable) the directory of an image. ALREADY_EXISTS when it
+// is that of another one.
+base::Status MakeImageDir(const Disk& disk, const ImageKey& key);
+
+// Writes record and cfg of the ready file as they are now.
+base::Status WriteRecord(const Disk& disk, const ImageRecord& record,
+                         const std::string& expected_checksum);
+
+// What lies at the place of an image.
+struct Found {
+  enum class Kind {
+    kNothing,  // no ready file
+    kReady,    // the file is as its record, or Longhorn's cfg, says
+    kChanged,  // there is a record, but the file was touched since
+    kUnproven  // a file of which nothing is known: only a full read can tell
+  };
+  Kind kind = Kind::kNothing;
+  ImageRecord record;  // of kReady and kChanged; chunks not loaded
+  FileStamp stamp;     // of the file now
+  bool by_config = false;  // kReady by Longhorn's cfg: no manifest yet
+};
+// Finishes a commit that a crash cut short after the file was sealed. Reads no
+// image data.
+base::Result<Found> Inspect(const Disk& disk, const ImageKey& key,
+                            mode_t file_mode,
+                            const std::string& expected_checksum);
+
+// Reads the ready file of `key` once: digests, chunks and format as they are
+// now. ABORTED when the file changed meanwhile. `progress` is called with the
+// bytes read so far. DATA_LOSS / FAILED_PRECONDITION: no sound image.
+base::Result<ImageRecord> Scan(
+    const Disk& disk, const ImageKey& key, bool want_sha256,
+    std::stop_token stop, const std::function<void(uint64_t)>& progress);
+
+// Deletes the files of an image and its directory. FAILED_PRECONDITION while
+// a process has the ready file open (named when it can be seen), unless
+// forced. Files that are not ours are left, and then the directory, too.
+base::Status RemoveImage(const Disk& disk, const ImageKey& key, bool force);
+// Deletes only what is in work or left over: temp file and journal.
+base::Status RemovePartial(const Disk& disk, const ImageKey& key);
+
+}  // namespace bim::store

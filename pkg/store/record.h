@@ -1,0 +1,103 @@
+// The files that lie beside an image: our record with its manifest, the resume
+// journal, and Longhorn's cfg. Formats and (de)serialisation only; who writes
+// them when is Ingest's business.
+//
+// backing.bim begins with one line, "bim-record V M N D" or "bim-journal V M N
+// D": format version, the oldest version that can read it, length in bytes of
+// the JSON header that follows, and the header's SHA-256 in hex. Behind the
+// header of a record lies the chunk table (its SHA-256 is in the header);
+// behind that of a journal lie entries of 48 bytes, appended one by one.
+// A newer file is read when its M allows it and refused by name otherwise.
+#pragma once
+
+#include <sys/stat.h>
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "pkg/base/digest.h"
+#include "pkg/base/status.h"
+#include "pkg/io/dir.h"
+#include "pkg/store/layout.h"
+#include "pkg/store/manifest.h"
+
+namespace bim::store {
+
+// What identifies the state of a file without reading it.
+struct FileStamp {
+  uint64_t size = 0;
+  uint64_t inode = 0;
+  int64_t mtime_ns = 0;  // since 1970
+  int64_t ctime_ns = 0;  // 0: not known yet (sealed, not published)
+  friend bool operator==(const FileStamp&, const FileStamp&) = default;
+};
+FileStamp StampOf(const struct stat& st);
+// True when `now` is the file that was recorded: all equal, where a recorded
+// ctime of 0 matches any.
+bool Matches(const FileStamp& recorded, const FileStamp& now);
+
+// A ready image on one disk.
+struct ImageRecord {
+  ImageKey key;
+  FileStamp stamp;
+  std::string format;  // "qcow2", "raw", "iso"
+  uint64_t virtual_size = 0;
+  base::Digest sha512;
+  std::optional<base::Digest> sha256;
+  std::string origin;   // how it came, for people
+  int64_t verified_ns = 0;  // when all of it was last received or read
+  uint64_t chunk_size = 0;
+  // Empty while only the header was read, or when there is no manifest.
+  std::vector<Chunk> chunks;
+  uint32_t chunk_count = 0;  // 0: there is no manifest
+};
+
+std::string EncodeRecord(const ImageRecord& record);
+// NOT_FOUND: no file, or it is a journal. FAILED_PRECONDITION: written by a
+// newer version. DATA_LOSS: damaged. With `with_chunks` the table is read and
+// checked, too.
+base::Result<ImageRecord> ReadRecord(const io::Dir& disk, const ImageKey& key,
+                                     bool with_chunks);
+
+// A journal: the digests of chunks whose data is on the disk.
+struct JournalHeader {
+  ImageKey key;
+  uint64_t size = 0;
+  uint64_t chunk_size = 0;
+  // Binds the bytes to their source: what the source said identifies its
+  // content (a strong ETag, a date), never empty.
+  std::string validator;
+  uint64_t inode = 0;  // of the temp file
+};
+struct Journal {
+  JournalHeader header;
+  // By chunk number; nullopt: not arrived.
+  std::vector<std::optional<Chunk>> chunks;
+};
+std::string EncodeJournalHeader(const JournalHeader& header);
+std::string EncodeJournalEntry(uint32_t index, const Chunk& chunk);
+// As ReadRecord. A torn last entry, and what follows it, is left out.
+base::Result<Journal> ReadJournal(const io::Dir& disk, const ImageKey& key);
+
+// Longhorn's backing.cfg.
+struct LonghornConfig {
+  std::string file_path;  // "name": as the writing manager saw it
+  std::string uuid;
+  uint64_t size = 0;
+  uint64_t virtual_size = 0;
+  uint64_t real_size = 0;
+  std::string expected_checksum;
+  std::string current_checksum;
+  std::string modification_time;
+};
+std::string EncodeConfig(const LonghornConfig& config);
+base::Result<LonghornConfig> ReadConfig(const io::Dir& disk,
+                                        const ImageKey& key);
+// "2026-11-20 23:48:34.567157303 +0000 UTC", no trailing zeros in the
+// fraction, no fraction when it is zero.
+std::string FormatModificationTime(int64_t mtime_ns);
+
+}  // namespace bim::store
