@@ -101,11 +101,13 @@ class IngestImpl : public Ingest {
   Status Restore(std::stop_token stop) override;
   Status Begin(std::optional<uint64_t> size, std::string validator) override;
   bool begun() const override { return begun_; }
+  const std::string& validator() const override { return validator_; }
   Status Append(std::span<const std::byte> data,
                 std::stop_token stop) override;
   Status AppendZeros(uint64_t count, std::stop_token stop) override;
   uint64_t position() const override { return position_; }
   uint64_t stored_bytes() const override { return stored_.load(); }
+  uint64_t total_bytes() const override { return total_.load(); }
   Result<ImageRecord> Commit(std::stop_token stop) override;
   void Suspend() override;
   Status Discard() override;
@@ -162,6 +164,7 @@ class IngestImpl : public Ingest {
   bool chunk_has_data_ = false;
   std::optional<uint32_t> bad_restored_chunk_;
   std::atomic<uint64_t> stored_{0};
+  std::atomic<uint64_t> total_{0};  // set by the caller's thread
 
   // Of the hash stage; read by others only when drained.
   std::optional<hash::Hasher> sha512_;
@@ -534,6 +537,7 @@ Status IngestImpl::StartOver(uint64_t chunk_size,
   position_ = 0;
   stored_ = 0;
   size_ = size;
+  total_ = size.value_or(0);
   chunk_size_ = chunk_size;
   chunks_.clear();
   chunk_zeros_ = 0;

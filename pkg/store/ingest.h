@@ -10,7 +10,7 @@
 // flight: memory does not grow with the file, Append waits (backpressure).
 //
 // All functions block. Thread-safety: one caller at a time; stored_bytes()
-// from any thread. The destructor suspends: what is complete stays resumable.
+// and total_bytes() from any thread. The destructor suspends: what is complete stays resumable.
 #pragma once
 
 #include <cstddef>
@@ -63,6 +63,8 @@ class Ingest {
                              std::string validator) = 0;
   // True after Begin, or a Restore that found bytes.
   virtual bool begun() const = 0;
+  // Of the content in work, as given to Begin or found by Restore.
+  virtual const std::string& validator() const = 0;
 
   // The next bytes of the file. OUT_OF_RANGE beyond its size;
   // RESOURCE_EXHAUSTED: disk full; DATA_LOSS: differs from the reference;
@@ -74,6 +76,8 @@ class Ingest {
   virtual uint64_t position() const = 0;
   // How many are on the disk. From any thread.
   virtual uint64_t stored_bytes() const = 0;
+  // The size of the whole file; 0 while it is not known. From any thread.
+  virtual uint64_t total_bytes() const = 0;
 
   // All bytes were given: makes them durable, checks size, digests and the
   // format's safety rules, and publishes the file. FAILED_PRECONDITION and
