@@ -7,8 +7,11 @@
 //
 // Redirects (301, 302, 303, 307, 308) are followed here, at most
 // `max_redirects`, to http and https only; extra headers and netrc are sent to
-// the first origin (scheme, host, port) only, never to where it redirects.
-// HTTP/1.1 only; no content decoding (no Accept-Encoding is sent).
+// the first origin (scheme, host, port) only, never to where it redirects (not
+// even when that leads back). Each hop has the deadlines anew.
+// HTTP/1.1 only; no content decoding (no Accept-Encoding is sent). The header
+// lines of an answer are bounded to 64 KiB. Every Get() makes its connection
+// anew and closes it at the last byte that was announced.
 //
 // Thread-safety: Get() may run on many threads at once.
 #pragma once
@@ -47,9 +50,10 @@ std::optional<std::chrono::seconds> ParseRetryAfter(
 struct Deadlines {
   std::chrono::milliseconds connect{30'000};     // name look-up to TLS done
   std::chrono::milliseconds first_byte{60'000};  // request sent to headers read
-  std::chrono::milliseconds stall{30'000};       // between two bytes of the body
-  // A body that gives less than min_rate bytes a second, averaged over
-  // min_rate_window, is a stall too ("dribbling"). 0 turns it off.
+  std::chrono::milliseconds stall{30'000};  // between two bytes of the body
+  // A body that gives less than min_rate bytes a second, averaged over one
+  // min_rate_window after another (time in the sink left out), is a stall too
+  // ("dribbling"). 0 turns it off.
   uint64_t min_rate = 1024;
   std::chrono::milliseconds min_rate_window{60'000};
 };
@@ -77,13 +81,17 @@ struct GetRequest {
 
 // What the server said before the body of the final answer.
 struct ResponseHead {
-  int status = 0;  // 200 or 206 when a sink sees it
-  std::string url;  // after redirects
+  int status = 0;   // 200 or 206 when a sink sees it
+  std::string url;  // after redirects, with its query: RedactUrl to show it
+  // Absent when the body is chunked or ends with the connection. When present,
+  // exactly so many bytes reach the sink, or the outcome is a failure.
   std::optional<uint64_t> content_length;
   std::string content_type;
   std::string content_encoding;
   std::string etag;
   std::string last_modified;
+  // Of a 206; nullopt when absent or unreadable. That it is the range asked for
+  // is not checked here, nor is it asked that a range gives a 206.
   std::optional<ContentRange> content_range;
   bool accepts_ranges = false;  // Accept-Ranges: bytes
 };
@@ -95,8 +103,9 @@ class Sink {
   // Once, before any data, for a 200 or 206 only. A failure ends the transfer:
   // the outcome is kRefused with that status.
   virtual base::Status OnHead(const ResponseHead& head) = 0;
-  // Each piece of the body, never empty, at most 512 KiB, valid only during
-  // the call. May block (backpressure; the stall clock does not run then).
+  // Each piece of the body, never empty, at most 512 KiB (libcurl 7.88 hands
+  // out 16 KiB), valid only during the call. May block (backpressure; the stall
+  // clock does not run then).
   virtual base::Status OnData(std::span<const std::byte> data) = 0;
 };
 
@@ -106,6 +115,8 @@ enum class Failure {
                // stalled, a deadline passed, the body ended early
   kPermanent,  // other statuses (404, 403, 416 ...), bad URL or redirect, TLS
                // certificate refused, more bytes came than were announced
+               // (noticed only when they arrive along with the last one), an
+               // answer that is not HTTP/1.1 or gives no clear length
   kRefused,    // the sink returned the failure
   kCancelled,  // `stop` was requested
 };
