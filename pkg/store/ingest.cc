@@ -149,6 +149,7 @@ class IngestImpl : public Ingest {
   // Of the caller's thread (and set before the stages start).
   Journal partial_;
   bool begun_ = false;
+  bool restored_ = false;  // began with bytes of an earlier process
   std::optional<uint64_t> size_;
   std::string validator_;
   uint64_t chunk_size_ = 0;
@@ -610,6 +611,7 @@ Status IngestImpl::Restore(std::stop_token stop) {
                                                        O_WRONLY | O_APPEND));
   validator_ = partial_.header.validator;
   partial_ = Journal();
+  restored_ = position_ > 0;
   std::lock_guard lock(mutex_);
   journal_ = std::move(journal);
   return base::OkStatus();
@@ -625,6 +627,7 @@ Status IngestImpl::Begin(std::optional<uint64_t> size, std::string validator) {
   BIM_RETURN_IF_ERROR(
       StartOver(size ? ChunkSizeFor(*size) : kUnknownSizeChunk, size));
   partial_ = Journal();
+  restored_ = false;
   const io::Dir& root = disk_->root();
   {
     std::lock_guard lock(mutex_);
@@ -708,7 +711,7 @@ Result<ImageRecord> IngestImpl::Commit(std::stop_token stop) {
   record.key = key_;
   record.chunk_size = chunk_size_;
   record.chunks = chunks_;
-  record.origin = options_.origin;
+  record.origin = (restored_ ? "resumed " : "") + options_.origin;
   BIM_CHECK(record.chunks.size() == ChunkCount(*size_, chunk_size_));
   if (hash_whole_) {
     record.sha512 = sha512_->Finish();

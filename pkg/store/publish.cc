@@ -348,27 +348,38 @@ Status RemovePartial(const Disk& disk, const ImageKey& key) {
   return root.RemoveFile(RecordFile(key));
 }
 
+// Holds the ready file for as long as the descriptor lives, so that nobody can
+// open it; empty when there is no ready file.
+static Result<UniqueFd> HoldUnused(const Disk& disk, const ImageKey& key) {
+  auto fd = disk.root().OpenFile(DataFile(key), O_RDONLY | O_NONBLOCK);
+  if (!fd.ok()) {
+    if (fd.status().code() == Code::kNotFound) return UniqueFd();
+    return fd.status();
+  }
+  // A write lease is granted only while nobody else has the file open, in
+  // whatever namespace; while we hold it, opens wait.
+  if (::fcntl(fd->get(), F_SETLEASE, F_WRLCK) == 0) return fd;
+  // Other errors: a file system without leases; /proc must do.
+  const bool busy = errno == EAGAIN || errno == EBUSY;
+  BIM_ASSIGN_OR_RETURN(struct stat st, StatFd(fd->get()));
+  const std::string openers = Openers(st);
+  if (!busy && openers.empty()) return fd;
+  return base::FailedPreconditionError(
+      "image '" + key.name + "' is in use: " + disk.path() + "/" +
+      DataFile(key) + " is open in " +
+      (openers.empty() ? "another process" : openers) +
+      "; force removes it all the same");
+}
+
+Status CheckUnused(const Disk& disk, const ImageKey& key) {
+  return HoldUnused(disk, key).status();
+}
+
 Status RemoveImage(const Disk& disk, const ImageKey& key, bool force) {
   const io::Dir& root = disk.root();
   UniqueFd held;
-  auto fd = root.OpenFile(DataFile(key), O_RDONLY | O_NONBLOCK);
-  if (fd.ok() && !force) {
-    // A write lease is granted only while nobody else has the file open, in
-    // whatever namespace; while we hold it, opens wait.
-    if (::fcntl(fd->get(), F_SETLEASE, F_WRLCK) != 0) {
-      // Other errors: a file system without leases; /proc must do.
-      const bool busy = errno == EAGAIN || errno == EBUSY;
-      BIM_ASSIGN_OR_RETURN(struct stat st, StatFd(fd->get()));
-      const std::string openers = Openers(st);
-      if (busy || !openers.empty()) {
-        return base::FailedPreconditionError(
-            "image '" + key.name + "' is in use: " + disk.path() + "/" +
-            DataFile(key) + " is open in " +
-            (openers.empty() ? "another process" : openers) +
-            "; force removes it all the same");
-      }
-    }
-    held = *std::move(fd);
+  if (!force) {
+    BIM_ASSIGN_OR_RETURN(held, HoldUnused(disk, key));
   }
   if (!root.Stat(ImageDir(key)).ok()) return base::OkStatus();
   for (const std::string& path :

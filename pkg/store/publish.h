@@ -59,6 +59,9 @@ base::Result<ImageRecord> Scan(
     const Disk& disk, const ImageKey& key, bool want_sha256,
     std::stop_token stop, const std::function<void(uint64_t)>& progress);
 
+// FAILED_PRECONDITION while a process has the ready file open; see RemoveImage.
+base::Status CheckUnused(const Disk& disk, const ImageKey& key);
+
 // Deletes the files of an image and its directory. FAILED_PRECONDITION while
 // a process has the ready file open (named when it can be seen), unless
 // forced. Files that are not ours are left, and then the directory, too.

@@ -1,0 +1,605 @@
+// Taking, checking, loading and losing disks.
+
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <filesystem>
+
+#include <nlohmann/json.hpp>
+
+#include "pkg/base/log.h"
+#include "pkg/base/names.h"
+#include "pkg/manager/manager_impl.h"
+
+namespace bim::manager {
+namespace {
+
+using base::Code;
+using base::Result;
+using base::Status;
+using nlohmann::json;
+using store::DiskFault;
+using store::DiskState;
+
+constexpr char kDisksFile[] = "disks.json";
+constexpr size_t kMaxDisksFile = 4 << 20;
+
+bool IsWantedOn(const ImageSpec& spec, const std::string& disk_uuid) {
+  return spec.all_disks ||
+         std::find(spec.disks.begin(), spec.disks.end(), disk_uuid) !=
+             spec.disks.end();
+}
+
+}  // namespace
+
+Status ManagerImpl::LoadState() {
+  BIM_ASSIGN_OR_RETURN(io::Dir state, io::Dir::Open(options_.state_dir));
+  auto text = state.ReadFile(kDisksFile, kMaxDisksFile);
+  if (!text.ok() && text.status().code() != Code::kNotFound) {
+    return text.status();
+  }
+  if (text.ok()) {
+    const json object = json::parse(*text, nullptr, false);
+    const std::string shown = options_.state_dir + "/" + kDisksFile;
+    try {
+      for (const json& item : object.at("disks")) {
+        DiskEntry entry;
+        item.at("path").get_to(entry.path);
+        item.at("uuid").get_to(entry.expected_uuid);
+        disks_.push_back(std::move(entry));
+      }
+      for (const json& item : object.at("removed")) {
+        tombstones_[item.at("disk").get<std::string>()].insert(
+            ImageKey{item.at("name").get<std::string>(),
+                     item.at("uuid").get<std::string>()});
+      }
+    } catch (const json::exception& error) {
+      return base::FailedPreconditionError(
+          shown + " is damaged (" + error.what() +
+          "): restore it, or delete it and add the disks again");
+    }
+  }
+  for (const std::string& configured : options_.disk_paths) {
+    if (configured.empty() || configured[0] != '/') {
+      return base::InvalidArgumentError("disk path '" + configured +
+                                        "' is not absolute");
+    }
+    std::string path =
+        std::filesystem::path(configured).lexically_normal().string();
+    while (path.size() > 1 && path.back() == '/') path.pop_back();
+    if (FindDisk(path) == nullptr) {
+      DiskEntry entry;
+      entry.path = path;
+      disks_.push_back(std::move(entry));
+    }
+  }
+  return base::OkStatus();
+}
+
+Status ManagerImpl::SaveDisks() {
+  json object = {{"version", 1},
+                 {"disks", json::array()},
+                 {"removed", json::array()}};
+  {
+    Lock lock(mutex_);
+    for (const DiskEntry& entry : disks_) {
+      object["disks"].push_back(
+          {{"path", entry.path}, {"uuid", entry.expected_uuid}});
+    }
+    for (const auto& [disk, keys] : tombstones_) {
+      for (const ImageKey& key : keys) {
+        object["removed"].push_back(
+            {{"disk", disk}, {"name", key.name}, {"uuid", key.uuid}});
+      }
+    }
+  }
+  BIM_ASSIGN_OR_RETURN(io::Dir state, io::Dir::Open(options_.state_dir));
+  return state.ReplaceFile(
+      kDisksFile,
+      object.dump(1, ' ', false, json::error_handler_t::replace) + "\n", 0600);
+}
+
+DiskEntry* ManagerImpl::FindDisk(std::string_view uuid_or_path) {
+  std::string path(uuid_or_path);
+  while (path.size() > 1 && path.back() == '/') path.pop_back();
+  for (DiskEntry& entry : disks_) {
+    if (entry.path == path) return &entry;
+  }
+  for (DiskEntry& entry : disks_) {
+    if (!entry.expected_uuid.empty() && entry.expected_uuid == uuid_or_path) {
+      return &entry;
+    }
+  }
+  return nullptr;
+}
+
+std::shared_ptr<store::Disk> ManagerImpl::UsableDisk(const std::string& uuid) {
+  for (const DiskEntry& entry : disks_) {
+    if (entry.disk && entry.disk->uuid() == uuid) return entry.disk;
+  }
+  return nullptr;
+}
+
+DiskStatus ManagerImpl::StatusOf(const DiskEntry& entry) {
+  DiskStatus status;
+  status.uuid = entry.expected_uuid;
+  status.path = entry.path;
+  status.state = entry.disk ? "ready" : store::DiskStateName(entry.fault.state);
+  status.message = entry.disk ? "" : entry.fault.message;
+  status.total_bytes = entry.space.total_bytes;
+  status.available_bytes = entry.space.available_bytes;
+  status.epoch = entry.epoch;
+  for (const auto& [key, image] : images_) {
+    if (image.copies.count(entry.expected_uuid) != 0) ++status.images;
+  }
+  return status;
+}
+
+std::vector<DiskStatus> ManagerImpl::ListDisks() {
+  Lock lock(mutex_);
+  std::vector<DiskStatus> list;
+  for (const DiskEntry& entry : disks_) list.push_back(StatusOf(entry));
+  std::sort(list.begin(), list.end(),
+            [](const DiskStatus& a, const DiskStatus& b) {
+              return a.path < b.path;
+            });
+  return list;
+}
+
+void ManagerImpl::ScheduleDiskCheck() {
+  disk_timer_.expires_after(options_.disk_check_interval);
+  disk_timer_.async_wait([this](const boost::system::error_code& error) {
+    if (error) return;
+    control_.Submit([this] {
+      CheckDisks();
+      loop_.Post([this] {
+        Lock lock(mutex_);
+        if (!stopping_) ScheduleDiskCheck();
+      });
+    });
+  });
+}
+
+void ManagerImpl::CheckDisks() {
+  struct Known {
+    std::string path;
+    std::shared_ptr<store::Disk> disk;
+  };
+  std::vector<Known> known;
+  {
+    Lock lock(mutex_);
+    if (stopping_ || checking_disks_) return;
+    checking_disks_ = true;
+    for (const DiskEntry& entry : disks_) {
+      known.push_back({entry.path, entry.disk});
+    }
+  }
+  for (Known& item : known) {
+    if (!item.disk) {
+      TryDisk(item.path);
+      continue;
+    }
+    const DiskFault fault = item.disk->Check();
+    const auto space = item.disk->GetSpace();
+    bool lost = false;
+    {
+      Lock lock(mutex_);
+      DiskEntry* entry = FindDisk(item.path);
+      if (entry == nullptr || entry->disk != item.disk) continue;
+      if (space.ok()) entry->space = *space;
+      if (fault.state != DiskState::kReady) {
+        BIM_LOG_ERROR("disk {} at {}: {}: {}", entry->expected_uuid,
+                      entry->path, store::DiskStateName(fault.state),
+                      fault.message);
+        LoseDisk(*entry, fault);
+        lost = true;
+      }
+    }
+    if (lost) {
+      Notify();
+    } else {
+      CheckFiles(item.disk->uuid(), item.disk);
+    }
+  }
+  Lock lock(mutex_);
+  checking_disks_ = false;
+}
+
+void ManagerImpl::LoseDisk(DiskEntry& entry, DiskFault fault) {
+  const std::string uuid = entry.expected_uuid;
+  entry.disk.reset();
+  entry.fault = std::move(fault);
+  for (auto& [key, image] : images_) {
+    const auto it = image.copies.find(uuid);
+    if (it == image.copies.end()) continue;
+    CopyEntry& copy = it->second;
+    Cancel(copy);
+    if (copy.ingest) {
+      // Its end does I/O.
+      control_.Submit([ingest = std::move(copy.ingest)]() mutable {
+        ingest.reset();
+      });
+      copy.ingest.reset();
+    }
+    copy.found_file = false;
+    copy.due.reset();
+    SetState(copy, CopyState::kUnknown,
+             "disk " + uuid + " cannot be used: " + entry.fault.message);
+    Touch(key, image);
+    Reconcile(key);
+  }
+}
+
+// Was a file that we know touched, or is it gone?
+void ManagerImpl::CheckFiles(const std::string& disk_uuid,
+                             const std::shared_ptr<store::Disk>& disk) {
+  std::vector<std::pair<ImageKey, store::FileStamp>> files;
+  {
+    Lock lock(mutex_);
+    for (const auto& [key, image] : images_) {
+      const auto it = image.copies.find(disk_uuid);
+      if (it == image.copies.end()) continue;
+      const CopyEntry& copy = it->second;
+      if (copy.running != Step::kNone || image.removing || !copy.judged) {
+        continue;
+      }
+      if (copy.state == CopyState::kReady || copy.damaged) {
+        files.emplace_back(key, *copy.judged);
+      }
+    }
+  }
+  bool any = false;
+  for (const auto& [key, judged] : files) {
+    const auto st = disk->root().Stat(store::DataFile(key));
+    if (!st.ok() && st.status().code() != Code::kNotFound) continue;
+    if (st.ok() && store::Matches(judged, store::StampOf(*st))) continue;
+    Lock lock(mutex_);
+    const auto it = images_.find(key);
+    if (it == images_.end() || it->second.removing) continue;
+    const auto copy_it = it->second.copies.find(disk_uuid);
+    if (copy_it == it->second.copies.end()) continue;
+    CopyEntry& copy = copy_it->second;
+    if (copy.running != Step::kNone || !copy.judged ||
+        !(*copy.judged == judged)) {
+      continue;
+    }
+    any = true;
+    copy.damaged = false;
+    copy.permanent = false;
+    if (st.ok()) {
+      BIM_LOG_WARN("image {} ({}) on disk {}: the file was modified, "
+                   "verifying it",
+                   key.name, key.uuid, disk_uuid);
+      SetState(copy, CopyState::kUnknown,
+               "the file was modified; its content is being verified");
+    } else {
+      BIM_LOG_WARN("image {} ({}) on disk {}: the file is gone", key.name,
+                   key.uuid, disk_uuid);
+      SetState(copy, CopyState::kPending,
+               "the file is gone; fetching it again");
+      copy.judged.reset();
+      copy.record.reset();
+    }
+    Touch(key, it->second);
+    Reconcile(key);
+  }
+  if (any) Notify();
+}
+
+void ManagerImpl::TryDisk(const std::string& path) {
+  std::string expected;
+  {
+    Lock lock(mutex_);
+    const DiskEntry* entry = FindDisk(path);
+    if (entry == nullptr || entry->disk || stopping_) return;
+    if (!busy_disks_.insert(path).second) return;
+    expected = entry->expected_uuid;
+  }
+  auto claimed = store::Disk::Claim(
+      path, expected,
+      {options_.manager_id, options_.version, options_.endpoint});
+  std::shared_ptr<store::Disk> disk;
+  DiskFault fault;
+  if (auto* taken = std::get_if<std::shared_ptr<store::Disk>>(&claimed)) {
+    disk = std::move(*taken);
+  } else {
+    fault = std::get<DiskFault>(std::move(claimed));
+  }
+  bool save = false;
+  bool changed = false;
+  {
+    Lock lock(mutex_);
+    DiskEntry* entry = FindDisk(path);
+    const auto same = std::find_if(
+        disks_.begin(), disks_.end(), [&](const DiskEntry& other) {
+          return disk && other.path != path && other.disk &&
+                 other.disk->uuid() == disk->uuid();
+        });
+    if (same != disks_.end()) {
+      fault = {DiskState::kFailed, "disk " + disk->uuid() +
+                                       " is already used at " + same->path};
+      disk.reset();
+    }
+    if (entry == nullptr || stopping_) {
+      busy_disks_.erase(path);
+      return;
+    }
+    if (!disk) {
+      changed = entry->fault.message != fault.message;
+      if (changed) {
+        BIM_LOG_WARN("disk at {}: {}: {}", path,
+                     store::DiskStateName(fault.state), fault.message);
+      }
+      entry->fault = fault;
+      busy_disks_.erase(path);
+    } else {
+      save = entry->expected_uuid != disk->uuid();
+      entry->expected_uuid = disk->uuid();
+    }
+  }
+  if (!disk) {
+    if (changed) Notify();
+    return;
+  }
+  if (save) {
+    if (Status saved = SaveDisks(); !saved.ok()) {
+      BIM_LOG_ERROR("cannot remember the disks: {}", saved.message());
+    }
+  }
+  LoadDisk(disk);
+  Lock lock(mutex_);
+  busy_disks_.erase(path);
+}
+
+// What is wanted on a disk that was just taken, and what of it is there.
+void ManagerImpl::LoadDisk(const std::shared_ptr<store::Disk>& disk) {
+  const std::string uuid = disk->uuid();
+  const auto give_up = [&](const Status& status) {
+    BIM_LOG_ERROR("disk {} at {} cannot be used: {}", uuid, disk->path(),
+                  status.message());
+    Lock lock(mutex_);
+    if (DiskEntry* entry = FindDisk(disk->path())) {
+      entry->fault = {DiskState::kFailed, status.message()};
+    }
+  };
+  auto documents = disk->LoadDesired();
+  if (!documents.ok()) {
+    give_up(documents.status());
+    return Notify();
+  }
+  std::vector<Desired> wanted;
+  for (const std::string& document : *documents) {
+    auto desired = DecodeDesired(document);
+    if (!desired.ok()) {
+      give_up(desired.status());
+      return Notify();
+    }
+    wanted.push_back(*std::move(desired));
+  }
+  // Removals that this disk has not seen, and those a crash cut short.
+  std::set<ImageKey> missed;
+  {
+    Lock lock(mutex_);
+    if (const auto it = tombstones_.find(uuid); it != tombstones_.end()) {
+      missed = it->second;
+    }
+  }
+  bool save = false;
+  std::erase_if(wanted, [&](const Desired& desired) {
+    const ImageKey key{desired.spec.name, desired.spec.uuid};
+    if (!desired.removing && missed.count(key) == 0) return false;
+    Status removed = store::RemoveImage(*disk, key, true);
+    if (removed.ok()) removed = disk->RemoveDesired(key);
+    if (!removed.ok()) {
+      BIM_LOG_ERROR("image {} ({}) cannot be removed: {}", key.name, key.uuid,
+                    removed.message());
+    }
+    return true;
+  });
+  if (!missed.empty()) {
+    Lock lock(mutex_);
+    tombstones_.erase(uuid);
+    save = true;
+  }
+  if (save) {
+    if (Status saved = SaveDisks(); !saved.ok()) {
+      BIM_LOG_ERROR("cannot remember removals: {}", saved.message());
+    }
+  }
+  // Images of the other disks that belong here, too.
+  std::set<ImageKey> here;
+  for (const Desired& desired : wanted) {
+    here.insert({desired.spec.name, desired.spec.uuid});
+  }
+  std::vector<Desired> fresh;
+  {
+    Lock lock(mutex_);
+    for (const auto& [key, image] : images_) {
+      if (IsWantedOn(image.spec, uuid) && !image.removing &&
+          here.count(key) == 0) {
+        fresh.push_back(Desired{image.spec});
+      }
+    }
+  }
+  for (Desired& desired : fresh) {
+    const ImageKey key{desired.spec.name, desired.spec.uuid};
+    if (Status put = disk->PutDesired(key, EncodeDesired(desired)); !put.ok()) {
+      give_up(put);
+      return Notify();
+    }
+    wanted.push_back(std::move(desired));
+  }
+  std::vector<CopyEntry> copies;
+  for (const Desired& desired : wanted) {
+    CopyEntry copy =
+        Judge(desired.spec, InspectOn(*disk, desired.spec), *disk);
+    if (copy.state == CopyState::kPending && !copy.found_file &&
+        !desired.last_error.empty()) {
+      copy.state = CopyState::kFailed;
+      copy.message = desired.last_error;
+      copy.permanent = desired.permanent;
+      copy.retry.attempts = desired.attempts;
+      copy.due = desired.next_attempt;
+    }
+    copies.push_back(std::move(copy));
+  }
+  const auto space = disk->GetSpace();
+  size_t ready = 0;
+  {
+    Lock lock(mutex_);
+    DiskEntry* entry = FindDisk(disk->path());
+    if (entry == nullptr || stopping_) return;
+    entry->disk = disk;
+    entry->fault = {DiskState::kReady, ""};
+    entry->epoch = disk->epoch();
+    if (space.ok()) entry->space = *space;
+    for (size_t i = 0; i < wanted.size(); ++i) {
+      const ImageKey key{wanted[i].spec.name, wanted[i].spec.uuid};
+      auto [it, is_new] = images_.try_emplace(key);
+      ImageEntry& image = it->second;
+      if (is_new) image.spec = wanted[i].spec;
+      if (!(image.spec == wanted[i].spec)) {
+        BIM_LOG_ERROR("image {} ({}): disk {} wants it with another spec "
+                      "than the disks before it, which is used",
+                      key.name, key.uuid, uuid);
+      }
+      if (copies[i].state == CopyState::kReady) ++ready;
+      image.copies[uuid] = std::move(copies[i]);
+      Touch(key, image);
+    }
+    // Images that came with this disk and are wanted on others, too.
+    for (auto& [key, image] : images_) {
+      for (const DiskEntry& other : disks_) {
+        if (other.expected_uuid.empty() ||
+            !IsWantedOn(image.spec, other.expected_uuid) ||
+            image.copies.count(other.expected_uuid) != 0) {
+          continue;
+        }
+        CopyEntry& copy = image.copies[other.expected_uuid];
+        if (other.disk == nullptr) {
+          copy.state = CopyState::kUnknown;
+          copy.message = "disk " + other.expected_uuid +
+                         " cannot be used: " + other.fault.message;
+        }
+        Touch(key, image);
+      }
+    }
+    for (const Desired& desired : wanted) {
+      Reconcile({desired.spec.name, desired.spec.uuid});
+    }
+    ArmRetryTimer();
+  }
+  BIM_LOG_INFO("disk {} at {}: taken in epoch {}, {} of {} images ready", uuid,
+               disk->path(), disk->epoch(), ready, wanted.size());
+  Notify();
+}
+
+Result<DiskStatus> ManagerImpl::AddDisk(const std::string& given,
+                                        const std::string& uuid, bool init) {
+  if (given.empty() || given[0] != '/') {
+    return base::InvalidArgumentError(
+        "disk path '" + base::Printable(given) +
+        "' is not absolute: expected one like /var/lib/images");
+  }
+  std::string path = std::filesystem::path(given).lexically_normal().string();
+  while (path.size() > 1 && path.back() == '/') path.pop_back();
+  if (!uuid.empty()) {
+    BIM_RETURN_IF_ERROR(base::CheckName(uuid, "disk uuid"));
+  }
+  BIM_ASSIGN_OR_RETURN(io::Dir root, io::Dir::Open(path));
+  auto identity = store::ReadIdentity(root);
+  if (!identity.ok()) {
+    if (identity.status().code() != Code::kNotFound) return identity.status();
+    if (!init) {
+      return base::FailedPreconditionError(
+          "no " + std::string(store::kIdentityFile) + " in " + path +
+          ": is the disk mounted? To make a new disk of this directory add it "
+          "with init");
+    }
+    const std::string fresh = uuid.empty() ? base::GenerateUuid() : uuid;
+    BIM_RETURN_IF_ERROR(store::InitIdentity(root, fresh));
+    identity = fresh;
+  }
+  if (!uuid.empty() && *identity != uuid) {
+    return base::FailedPreconditionError("expected disk " + uuid + " at " +
+                                         path + ", found disk " + *identity);
+  }
+  {
+    Lock lock(mutex_);
+    if (stopping_) return base::UnavailableError("the daemon is stopping");
+    for (const DiskEntry& entry : disks_) {
+      if (entry.expected_uuid == *identity && entry.path != path) {
+        return base::AlreadyExistsError("disk " + *identity +
+                                        " already exists at " + entry.path);
+      }
+    }
+    DiskEntry* entry = FindDisk(path);
+    if (entry != nullptr && entry->disk) {
+      // Again, or its identity was changed under us, which Check will tell.
+      return StatusOf(*entry);
+    }
+    if (entry == nullptr) {
+      disks_.emplace_back();
+      entry = &disks_.back();
+      entry->path = path;
+    }
+    // Said by a person, now: whatever was expected before.
+    entry->expected_uuid = *identity;
+  }
+  BIM_RETURN_IF_ERROR(SaveDisks());
+  TryDisk(path);
+  Lock lock(mutex_);
+  const DiskEntry* entry = FindDisk(path);
+  if (entry == nullptr) return base::AbortedError("the disk was removed");
+  return StatusOf(*entry);
+}
+
+Status ManagerImpl::RemoveDisk(const std::string& uuid_or_path, bool force) {
+  {
+    Lock lock(mutex_);
+    DiskEntry* entry = FindDisk(uuid_or_path);
+    if (entry == nullptr) {
+      return base::NotFoundError("cannot find disk '" +
+                                 base::Printable(uuid_or_path) + "'");
+    }
+    const std::string uuid = entry->expected_uuid;
+    const std::string path = entry->path;
+    const uint32_t wanted = StatusOf(*entry).images;
+    if (wanted > 0 && !force) {
+      return base::FailedPreconditionError(
+          std::to_string(wanted) + " images are wanted on disk " + uuid +
+          " at " + entry->path +
+          "; remove them first, or force: their files stay on the disk");
+    }
+    entry->disk.reset();
+    for (auto& [key, image] : images_) {
+      const auto it = image.copies.find(uuid);
+      if (it != image.copies.end()) Cancel(it->second);
+    }
+    const auto on_disk = [&](const ImageKey&, const std::string& disk) {
+      return disk == uuid;
+    };
+    if (!AwaitJobs(lock, on_disk)) {
+      return base::DeadlineExceededError(
+          "the work on disk " + uuid + " did not stop in time; try again");
+    }
+    std::vector<ImageKey> gone;
+    for (auto& [key, image] : images_) {
+      if (image.copies.erase(uuid) == 0) continue;
+      if (image.copies.empty()) {
+        gone.push_back(key);
+      } else {
+        Touch(key, image);
+        Reconcile(key);
+      }
+    }
+    for (const ImageKey& key : gone) Forget(key);
+    std::erase_if(disks_, [&](const DiskEntry& other) {
+      return other.path == path;
+    });
+  }
+  Notify();
+  return SaveDisks();
+}
+
+}  // namespace bim::manager

@@ -1,0 +1,637 @@
+// The calls of the faces.
+
+#include "pkg/manager/manager.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+
+#include <algorithm>
+
+#include "pkg/base/log.h"
+#include "pkg/base/names.h"
+#include "pkg/manager/manager_impl.h"
+
+namespace bim::manager {
+
+using base::Code;
+using base::Result;
+using base::Status;
+
+namespace {
+
+constexpr uint32_t kDefaultPage = 100;
+constexpr uint32_t kMaxPage = 1000;
+constexpr size_t kKeptVerifyTasks = 256;
+constexpr size_t kMaxUrl = 8192;
+
+std::string Shown(const ImageKey& key) {
+  return "image '" + key.name + "' with uuid '" + key.uuid + "'";
+}
+
+}  // namespace
+
+Result<std::unique_ptr<Manager>> Manager::Create(Options options,
+                                                 exec::EventLoop& loop) {
+  if (options.max_transfers == 0 || options.manager_id.empty()) {
+    return base::InvalidArgumentError(
+        "the manager needs an id and at least one transfer at a time");
+  }
+  auto manager = std::make_unique<ManagerImpl>(std::move(options), loop);
+  BIM_RETURN_IF_ERROR(manager->LoadState());
+  return std::unique_ptr<Manager>(std::move(manager));
+}
+
+ManagerImpl::ManagerImpl(Options options, exec::EventLoop& loop)
+    : options_(std::move(options)),
+      instance_(base::GenerateUuid()),
+      loop_(loop),
+      transfers_("bim-transfer", options_.max_transfers),
+      scans_("bim-scan", 2),
+      control_("bim-control", 2),
+      disk_timer_(loop.context()),
+      retry_timer_(loop.context()),
+      progress_timer_(loop.context()) {}
+
+ManagerImpl::~ManagerImpl() { Stop(); }
+
+void ManagerImpl::Start() {
+  {
+    Lock lock(mutex_);
+    if (started_ || stopping_) return;
+    started_ = true;
+  }
+  CheckDisks();
+  loop_.Post([this] {
+    Lock lock(mutex_);
+    if (!stopping_) ScheduleDiskCheck();
+  });
+}
+
+void ManagerImpl::Stop() {
+  {
+    Lock lock(mutex_);
+    if (!stopping_) {
+      stopping_ = true;
+      for (auto& [key, image] : images_) {
+        for (auto& [disk, copy] : image.copies) Cancel(copy);
+      }
+    }
+  }
+  // Jobs that wait for a thread are dropped, those that run end by their stop
+  // token; what they have is made resumable by the ingest's end.
+  transfers_.Shutdown();
+  scans_.Shutdown();
+  control_.Shutdown();
+  // Timers are the loop's: cancelled there, and waited for.
+  std::mutex done_mutex;
+  std::condition_variable done_changed;
+  bool done = false;
+  if (loop_.InLoop()) return;
+  loop_.Post([&] {
+    disk_timer_.cancel();
+    retry_timer_.cancel();
+    progress_timer_.cancel();
+    // Behind the handlers that the cancels queued.
+    loop_.Post([&] {
+      std::lock_guard lock(done_mutex);
+      done = true;
+      done_changed.notify_all();
+    });
+  });
+  {
+    std::unique_lock lock(done_mutex);
+    done_changed.wait(lock, [&] { return done; });
+  }
+  std::vector<std::shared_ptr<store::Ingest>> ended;
+  {
+    Lock lock(mutex_);
+    for (auto& [key, image] : images_) {
+      for (auto& [disk, copy] : image.copies) {
+        ended.push_back(std::move(copy.ingest));
+        copy.ingest.reset();
+      }
+    }
+  }
+  ended.clear();
+  Lock lock(mutex_);
+  for (DiskEntry& entry : disks_) {
+    entry.disk.reset();
+    entry.fault = {store::DiskState::kMissing, "the daemon is stopping"};
+  }
+}
+
+Result<std::map<ImageKey, ImageEntry>::iterator> ManagerImpl::Find(
+    std::string_view name, std::string_view uuid) {
+  BIM_RETURN_IF_ERROR(base::CheckName(name, "name"));
+  if (!uuid.empty()) {
+    BIM_RETURN_IF_ERROR(base::CheckName(uuid, "uuid"));
+    const auto it = images_.find({std::string(name), std::string(uuid)});
+    if (it == images_.end()) {
+      return base::NotFoundError(
+          "cannot find " + Shown({std::string(name), std::string(uuid)}));
+    }
+    return it;
+  }
+  auto it = images_.lower_bound({std::string(name), ""});
+  if (it == images_.end() || it->first.name != name) {
+    return base::NotFoundError("cannot find image '" + std::string(name) +
+                               "'");
+  }
+  if (const auto next = std::next(it);
+      next != images_.end() && next->first.name == name) {
+    return base::InvalidArgumentError(
+        "several images are named '" + std::string(name) +
+        "': state the uuid, " + it->first.uuid + " or " + next->first.uuid);
+  }
+  return it;
+}
+
+// Checks the spec and makes its list of disks one of known uuids.
+Result<ImageSpec> ManagerImpl::Resolve(ImageSpec spec) {
+  BIM_RETURN_IF_ERROR(base::CheckName(spec.name, "name"));
+  if (!spec.uuid.empty()) {
+    BIM_RETURN_IF_ERROR(base::CheckName(spec.uuid, "uuid"));
+  }
+  if (spec.source.url.size() > kMaxUrl) {
+    return base::InvalidArgumentError(
+        "source.url has " + std::to_string(spec.source.url.size()) +
+        " bytes, at most " + std::to_string(kMaxUrl) + " are allowed");
+  }
+  BIM_RETURN_IF_ERROR(
+      transfer::CheckSourceUrl(spec.source.url, options_.transfer));
+  if (!spec.source.credential.empty()) {
+    BIM_RETURN_IF_ERROR(
+        base::CheckName(spec.source.credential, "credential"));
+  }
+  if (spec.size % 512 != 0) {
+    return base::InvalidArgumentError("size " + std::to_string(spec.size) +
+                                      " is not a multiple of 512");
+  }
+  if (spec.size > options_.transfer.max_image_size) {
+    return base::InvalidArgumentError(
+        "size " + std::to_string(spec.size) + " is beyond the limit of " +
+        std::to_string(options_.transfer.max_image_size) +
+        " (sources.max_image_size)");
+  }
+  if (spec.disks.empty() ||
+      (spec.disks.size() == 1 && spec.disks[0] == "all")) {
+    spec.disks.clear();
+    spec.all_disks = true;
+    return spec;
+  }
+  std::set<std::string> uuids;
+  for (const std::string& disk : spec.disks) {
+    const DiskEntry* entry = FindDisk(disk);
+    if (entry == nullptr) {
+      return base::NotFoundError("cannot find disk '" + base::Printable(disk) +
+                                 "'");
+    }
+    if (entry->expected_uuid.empty()) {
+      return base::UnavailableError("disk at " + entry->path +
+                                    " cannot be used: " +
+                                    entry->fault.message);
+    }
+    uuids.insert(entry->expected_uuid);
+  }
+  spec.disks.assign(uuids.begin(), uuids.end());
+  return spec;
+}
+
+Result<store::Found> ManagerImpl::InspectOn(const store::Disk& disk,
+                                            const ImageSpec& spec) const {
+  return store::Inspect(disk, {spec.name, spec.uuid}, options_.file_mode,
+                        spec.sha512 ? spec.sha512->Hex() : "");
+}
+
+CopyEntry ManagerImpl::Judge(const ImageSpec& spec,
+                             Result<store::Found> found,
+                             const store::Disk& disk) {
+  using Kind = store::Found::Kind;
+  CopyEntry copy;
+  if (!found.ok()) {
+    copy.state = CopyState::kFailed;
+    copy.message = found.status().message();
+    copy.permanent = true;
+    copy.damaged = true;  // left as it is
+    return copy;
+  }
+  if (found->kind == Kind::kNothing) return copy;
+  copy.judged = found->stamp;
+  const store::ImageRecord& record = found->record;
+  switch (found->kind) {
+    case Kind::kNothing:
+      break;
+    case Kind::kReady: {
+      const bool fits =
+          (!spec.sha512 || *spec.sha512 == record.sha512) &&
+          (spec.size == 0 || spec.size == record.stamp.size) &&
+          (!spec.sha256 || (record.sha256 && *spec.sha256 == *record.sha256));
+      if (!fits) {
+        copy.found_file = true;
+        break;
+      }
+      copy.state = CopyState::kReady;
+      copy.record = record;
+      if (const auto st = disk.root().Stat(store::DataFile(record.key));
+          st.ok()) {
+        copy.real_size = static_cast<uint64_t>(st->st_blocks) * 512;
+      }
+      break;
+    }
+    case Kind::kChanged:
+      copy.state = CopyState::kUnknown;
+      copy.message = "the file was modified; its content is being verified";
+      copy.record = record;
+      break;
+    case Kind::kUnproven:
+      copy.found_file = true;
+      break;
+  }
+  return copy;
+}
+
+Result<Manager::Ensured> ManagerImpl::Ensure(ImageSpec given) {
+  ImageSpec spec;
+  ImageKey key;
+  std::vector<std::shared_ptr<store::Disk>> disks;
+  std::vector<std::pair<std::string, std::string>> unusable;  // uuid, why
+  {
+    Lock lock(mutex_);
+    if (stopping_) return base::UnavailableError("the daemon is stopping");
+    BIM_ASSIGN_OR_RETURN(spec, Resolve(std::move(given)));
+    if (spec.uuid.empty()) {
+      // The image of this name and spec, if there is one.
+      for (auto it = images_.lower_bound({spec.name, ""});
+           it != images_.end() && it->first.name == spec.name; ++it) {
+        ImageSpec same = it->second.spec;
+        same.uuid.clear();
+        if (same == spec && !it->second.removing) {
+          return Ensured{StatusOf(it->first, it->second), false};
+        }
+        return base::AlreadyExistsError(
+            Shown(it->first) +
+            " already exists with another spec: remove it first, or state "
+            "another uuid");
+      }
+      spec.uuid = base::GenerateUuid();
+    }
+    key = {spec.name, spec.uuid};
+    for (const auto& [other, image] : images_) {
+      if (other == key || store::DirName(other) != store::DirName(key)) {
+        continue;
+      }
+      return base::AlreadyExistsError("the directory of " + Shown(key) +
+                                      " is that of " + Shown(other) +
+                                      ", which already exists");
+    }
+    if (const auto it = images_.find(key); it != images_.end()) {
+      if (it->second.removing) {
+        return base::UnavailableError(Shown(key) +
+                                      " is being removed; try again");
+      }
+      if (it->second.spec == spec) {
+        return Ensured{StatusOf(key, it->second), false};
+      }
+      return base::AlreadyExistsError(
+          Shown(key) +
+          " already exists with another spec: remove it first to change it");
+    }
+    for (const DiskEntry& entry : disks_) {
+      if (entry.expected_uuid.empty()) continue;
+      const bool wanted =
+          spec.all_disks || std::find(spec.disks.begin(), spec.disks.end(),
+                                      entry.expected_uuid) != spec.disks.end();
+      if (!wanted) continue;
+      if (entry.disk) {
+        disks.push_back(entry.disk);
+      } else {
+        unusable.emplace_back(entry.expected_uuid, entry.fault.message);
+      }
+    }
+    if (disks.empty()) {
+      return base::UnavailableError(
+          unusable.empty() ? "this node has no disks: add one first"
+                           : "disk " + unusable[0].first +
+                                 " cannot be used: " + unusable[0].second);
+    }
+    // From here on the name is taken; nothing works on it yet.
+    ImageEntry& image = images_[key];
+    image.spec = spec;
+    for (const auto& [uuid, why] : unusable) {
+      CopyEntry& copy = image.copies[uuid];
+      copy.state = CopyState::kUnknown;
+      copy.message = "disk " + uuid + " cannot be used: " + why;
+    }
+  }
+  Status stored;
+  std::map<std::string, CopyEntry> copies;
+  for (const auto& disk : disks) {
+    stored = disk->PutDesired(key, EncodeDesired(Desired{spec}));
+    if (!stored.ok()) {
+      stored = stored.WithContext("disk " + disk->uuid());
+      break;
+    }
+    copies[disk->uuid()] = Judge(spec, InspectOn(*disk, spec), *disk);
+  }
+  if (!stored.ok()) {
+    // Refused as a whole: what was written is taken back.
+    for (const auto& disk : disks) (void)disk->RemoveDesired(key);
+    Lock lock(mutex_);
+    Forget(key);
+    return stored;
+  }
+  Ensured ensured;
+  ensured.created = true;
+  {
+    Lock lock(mutex_);
+    const auto it = images_.find(key);
+    if (it == images_.end()) {
+      return base::AbortedError(Shown(key) + " was removed meanwhile");
+    }
+    for (auto& [uuid, copy] : copies) {
+      if (UsableDisk(uuid)) it->second.copies[uuid] = std::move(copy);
+    }
+    Touch(key, it->second);
+    Reconcile(key);
+    ensured.image = StatusOf(key, it->second);
+  }
+  Notify();
+  return ensured;
+}
+
+Result<ImageStatus> ManagerImpl::Get(std::string_view name,
+                                     std::string_view uuid) {
+  Lock lock(mutex_);
+  BIM_ASSIGN_OR_RETURN(auto it, Find(name, uuid));
+  return StatusOf(it->first, it->second);
+}
+
+Result<Manager::Page> ManagerImpl::List(uint32_t page_size,
+                                        std::string_view page_token) {
+  if (page_size == 0) page_size = kDefaultPage;
+  if (page_size > kMaxPage) {
+    return base::InvalidArgumentError("page_size is " +
+                                      std::to_string(page_size) +
+                                      ", at most 1000 is allowed");
+  }
+  // The token is the key of the last image shown: "<name>/<uuid>".
+  ImageKey last;
+  if (!page_token.empty()) {
+    const size_t slash = page_token.find('/');
+    if (slash == std::string_view::npos ||
+        !base::CheckName(page_token.substr(0, slash), "name").ok() ||
+        !base::CheckName(page_token.substr(slash + 1), "uuid").ok()) {
+      return base::InvalidArgumentError(
+          "page_token is not one that List returned");
+    }
+    last = {std::string(page_token.substr(0, slash)),
+            std::string(page_token.substr(slash + 1))};
+  }
+  Page page;
+  Lock lock(mutex_);
+  auto it = page_token.empty() ? images_.begin() : images_.upper_bound(last);
+  for (; it != images_.end() && page.images.size() < page_size; ++it) {
+    page.images.push_back(StatusOf(it->first, it->second));
+    last = it->first;
+  }
+  if (it != images_.end()) page.next_page_token = last.name + "/" + last.uuid;
+  return page;
+}
+
+Status ManagerImpl::Remove(std::string_view name, std::string_view uuid,
+                           bool force) {
+  ImageKey key;
+  Desired desired;
+  std::vector<std::shared_ptr<store::Disk>> disks;
+  std::vector<std::string> absent;
+  std::vector<std::shared_ptr<store::Ingest>> ended;
+  {
+    Lock lock(mutex_);
+    if (stopping_) return base::UnavailableError("the daemon is stopping");
+    BIM_ASSIGN_OR_RETURN(auto it, Find(name, uuid));
+    key = it->first;
+    ImageEntry& image = it->second;
+    if (image.removing) {
+      return base::UnavailableError(Shown(key) + " is being removed already");
+    }
+    for (const auto& [disk_uuid, copy] : image.copies) {
+      if (auto disk = UsableDisk(disk_uuid)) {
+        disks.push_back(std::move(disk));
+      } else {
+        absent.push_back(disk_uuid);
+      }
+    }
+    if (!absent.empty() && !force) {
+      return base::FailedPreconditionError(
+          "disk " + absent[0] + ", which has a copy of " + Shown(key) +
+          ", cannot be used now; force removes the image and that copy when "
+          "the disk is back");
+    }
+    image.removing = true;
+    for (auto& [disk_uuid, copy] : image.copies) Cancel(copy);
+    const bool stopped = AwaitJobs(
+        lock, [&](const ImageKey& other, const std::string&) {
+          return other == key;
+        });
+    if (!stopped) {
+      images_.at(key).removing = false;
+      return base::DeadlineExceededError("the work on " + Shown(key) +
+                                         " did not stop in time; try again");
+    }
+    ImageEntry& entry = images_.at(key);
+    for (auto& [disk_uuid, copy] : entry.copies) {
+      ended.push_back(std::move(copy.ingest));
+      copy.ingest.reset();
+    }
+    desired.spec = entry.spec;
+    desired.removing = true;
+    if (!absent.empty()) {
+      for (const std::string& disk : absent) tombstones_[disk].insert(key);
+    }
+  }
+  ended.clear();
+  Status status;
+  if (!absent.empty()) status = SaveDisks();
+  // All or none as far as open files go: a copy that is in use stops it before
+  // anything is deleted.
+  if (status.ok() && !force) {
+    for (const auto& disk : disks) {
+      status = store::CheckUnused(*disk, key);
+      if (!status.ok()) break;
+    }
+  }
+  for (const auto& disk : disks) {
+    if (!status.ok()) break;
+    // A crash from here on: the removal is finished at the next start.
+    status = disk->PutDesired(key, EncodeDesired(desired));
+    if (status.ok()) status = store::RemoveImage(*disk, key, force);
+    if (status.ok()) status = disk->RemoveDesired(key);
+    if (!status.ok()) {
+      Desired again = desired;
+      again.removing = false;
+      (void)disk->PutDesired(key, EncodeDesired(again));
+    }
+  }
+  {
+    Lock lock(mutex_);
+    if (status.ok()) {
+      Forget(key);
+    } else if (const auto it = images_.find(key); it != images_.end()) {
+      // What is still there goes on to be wanted.
+      it->second.removing = false;
+      for (auto& [disk_uuid, copy] : it->second.copies) {
+        if (UsableDisk(disk_uuid) && copy.state != CopyState::kReady &&
+            copy.state != CopyState::kFailed) {
+          SetState(copy, CopyState::kPending, "");
+        }
+      }
+      Touch(key, it->second);
+      Reconcile(key);
+    }
+  }
+  Notify();
+  return status;
+}
+
+Result<uint64_t> ManagerImpl::StartVerify(
+    std::string_view name, std::string_view uuid,
+    const std::vector<std::string>& disks) {
+  uint64_t id = 0;
+  {
+    Lock lock(mutex_);
+    if (stopping_) return base::UnavailableError("the daemon is stopping");
+    BIM_ASSIGN_OR_RETURN(auto it, Find(name, uuid));
+    const ImageKey key = it->first;
+    ImageEntry& image = it->second;
+    std::set<std::string> chosen;
+    for (const std::string& disk : disks) {
+      const DiskEntry* entry = FindDisk(disk);
+      if (entry == nullptr || image.copies.count(entry->expected_uuid) == 0) {
+        return base::NotFoundError("cannot find a copy of " + Shown(key) +
+                                   " on disk '" + base::Printable(disk) + "'");
+      }
+      const CopyEntry& copy = image.copies.at(entry->expected_uuid);
+      if (copy.state != CopyState::kReady) {
+        return base::FailedPreconditionError(
+            "the copy on disk " + entry->expected_uuid + " is " +
+            std::string(CopyStateName(copy.state)) +
+            ": only a ready one can be verified");
+      }
+      chosen.insert(entry->expected_uuid);
+    }
+    if (disks.empty()) {
+      for (const auto& [disk_uuid, copy] : image.copies) {
+        if (copy.state == CopyState::kReady) chosen.insert(disk_uuid);
+      }
+      if (chosen.empty()) {
+        return base::FailedPreconditionError(
+            Shown(key) + " has no ready copy to verify: it is " +
+            std::string(CopyStateName(StatusOf(key, image).state)));
+      }
+    }
+    id = next_verify_++;
+    VerifyTask& task = verify_tasks_[id];
+    task.key = key;
+    task.waiting = chosen;
+    for (const std::string& disk_uuid : chosen) {
+      CopyEntry& copy = image.copies.at(disk_uuid);
+      task.total_bytes += copy.record->stamp.size;
+      copy.verify_tasks.push_back(id);
+      if (copy.running == Step::kNone) {
+        copy.verify = VerifyState::kRunning;
+        BeginJob(key, image, disk_uuid, copy, Step::kVerify);
+      }
+    }
+    while (verify_tasks_.size() > kKeptVerifyTasks &&
+           verify_tasks_.begin()->second.waiting.empty()) {
+      verify_tasks_.erase(verify_tasks_.begin());
+    }
+    Touch(key, image);
+  }
+  Notify();
+  return id;
+}
+
+Result<VerifyProgress> ManagerImpl::VerifyProgressOf(uint64_t id) {
+  Lock lock(mutex_);
+  const auto it = verify_tasks_.find(id);
+  if (it == verify_tasks_.end()) {
+    return base::NotFoundError("cannot find verification " +
+                               std::to_string(id));
+  }
+  const VerifyTask& task = it->second;
+  VerifyProgress progress;
+  progress.total_bytes = task.total_bytes;
+  progress.verified_bytes = task.finished_bytes;
+  if (const auto image = images_.find(task.key); image != images_.end()) {
+    for (const std::string& disk : task.waiting) {
+      const auto copy = image->second.copies.find(disk);
+      if (copy != image->second.copies.end() && copy->second.scanned) {
+        progress.verified_bytes += copy->second.scanned->load();
+      }
+    }
+  }
+  progress.done = task.waiting.empty();
+  progress.ok = progress.done && task.ok;
+  progress.message = task.message;
+  return progress;
+}
+
+Result<OpenImage> ManagerImpl::Open(std::string_view name,
+                                    std::string_view uuid,
+                                    std::string_view disk_name) {
+  ImageKey key;
+  std::vector<std::pair<std::shared_ptr<store::Disk>, store::ImageRecord>>
+      ready;
+  {
+    Lock lock(mutex_);
+    BIM_ASSIGN_OR_RETURN(auto it, Find(name, uuid));
+    key = it->first;
+    std::string wanted;
+    if (!disk_name.empty()) {
+      const DiskEntry* entry = FindDisk(disk_name);
+      if (entry == nullptr ||
+          it->second.copies.count(entry->expected_uuid) == 0) {
+        return base::NotFoundError("cannot find a copy of " + Shown(key) +
+                                   " on disk '" + base::Printable(disk_name) +
+                                   "'");
+      }
+      wanted = entry->expected_uuid;
+    }
+    for (const auto& [disk_uuid, copy] : it->second.copies) {
+      if (copy.state != CopyState::kReady || !copy.record ||
+          (!wanted.empty() && disk_uuid != wanted)) {
+        continue;
+      }
+      if (auto disk = UsableDisk(disk_uuid)) {
+        ready.emplace_back(std::move(disk), *copy.record);
+      }
+    }
+    if (ready.empty()) {
+      return base::FailedPreconditionError(
+          Shown(key) + " is not ready: it is " +
+          std::string(CopyStateName(StatusOf(key, it->second).state)));
+    }
+  }
+  Status last;
+  for (const auto& [disk, record] : ready) {
+    auto fd = disk->root().OpenFile(store::DataFile(key),
+                                    O_RDONLY | O_NONBLOCK);
+    if (!fd.ok()) {
+      last = fd.status();
+      continue;
+    }
+    struct stat st = {};
+    if (::fstat(fd->get(), &st) != 0 ||
+        !store::Matches(record.stamp, store::StampOf(st))) {
+      last = base::FailedPreconditionError(
+          Shown(key) + " on disk " + disk->uuid() +
+          " was modified and is not ready");
+      continue;
+    }
+    return OpenImage{*std::move(fd), record.stamp.size, record.sha512.Hex()};
+  }
+  return last;
+}
+
+}  // namespace bim::manager

@@ -1,0 +1,262 @@
+// The manager's insides, shared by its source files: manager.cc (the calls of
+// the faces), disks.cc (taking, checking and loading disks), jobs.cc (the work)
+// and watch.cc (events). Nobody else includes it.
+//
+// One mutex guards all state; it is never held across I/O. A job runs on a
+// pool thread with what it needs copied out, and comes back through EndJob.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <deque>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <set>
+#include <stop_token>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include <boost/asio/steady_timer.hpp>
+
+#include "pkg/exec/worker_pool.h"
+#include "pkg/manager/desired.h"
+#include "pkg/manager/manager.h"
+#include "pkg/manager/plan.h"
+#include "pkg/store/disk.h"
+#include "pkg/store/ingest.h"
+#include "pkg/store/publish.h"
+#include "pkg/transfer/pull.h"
+#include "pkg/transfer/retry.h"
+
+namespace bim::manager {
+
+using store::ImageKey;
+
+// An image on one disk, as the manager works with it.
+struct CopyEntry {
+  CopyState state = CopyState::kPending;
+  std::string message;
+  bool found_file = false;
+  bool damaged = false;
+  bool permanent = false;
+  transfer::RetryState retry;
+  std::optional<TimePoint> due;
+
+  Step running = Step::kNone;
+  uint64_t job = 0;
+  std::stop_source stop;
+
+  // Kept between quick tries of a download, so that they need not read again
+  // what is there.
+  std::shared_ptr<store::Ingest> ingest;
+  // Of a scan or verification, in bytes.
+  std::shared_ptr<std::atomic<uint64_t>> scanned;
+  uint64_t shown_bytes = 0;  // of the last progress event
+
+  std::optional<store::ImageRecord> record;  // chunks not loaded
+  uint64_t real_size = 0;
+  // Of the file as last judged: another stamp means that it was touched.
+  std::optional<store::FileStamp> judged;
+
+  VerifyState verify = VerifyState::kNever;
+  std::vector<uint64_t> verify_tasks;  // to tell when it ends
+};
+
+struct ImageEntry {
+  ImageSpec spec;
+  std::map<std::string, CopyEntry> copies;  // by disk uuid
+  uint64_t revision = 0;
+  bool removing = false;
+};
+
+struct DiskEntry {
+  std::string path;
+  std::string expected_uuid;  // empty until first taken
+  std::shared_ptr<store::Disk> disk;  // null: cannot be used
+  store::DiskFault fault{store::DiskState::kMissing, "not looked at yet"};
+  store::Space space;
+  uint64_t epoch = 0;
+};
+
+// A verification that somebody asked for.
+struct VerifyTask {
+  ImageKey key;
+  std::set<std::string> waiting;  // disk uuids
+  uint64_t total_bytes = 0;
+  uint64_t finished_bytes = 0;
+  bool ok = true;
+  std::string message;
+};
+
+class ManagerImpl : public Manager {
+ public:
+  ManagerImpl(Options options, exec::EventLoop& loop);
+  ~ManagerImpl() override;
+
+  base::Status LoadState();
+
+  void Start() override;
+  void Stop() override;
+  std::vector<DiskStatus> ListDisks() override;
+  base::Result<DiskStatus> AddDisk(const std::string& path,
+                                   const std::string& uuid,
+                                   bool init) override;
+  base::Status RemoveDisk(const std::string& uuid_or_path,
+                          bool force) override;
+  base::Result<Ensured> Ensure(ImageSpec spec) override;
+  base::Result<ImageStatus> Get(std::string_view name,
+                                std::string_view uuid) override;
+  base::Result<Page> List(uint32_t page_size,
+                          std::string_view page_token) override;
+  base::Status Remove(std::string_view name, std::string_view uuid,
+                      bool force) override;
+  base::Result<uint64_t> StartVerify(
+      std::string_view name, std::string_view uuid,
+      const std::vector<std::string>& disks) override;
+  base::Result<VerifyProgress> VerifyProgressOf(uint64_t id) override;
+  WatchPosition PositionOf(std::string_view resume_token) override;
+  std::vector<Event> NextEvents(WatchPosition& position, size_t max) override;
+  std::unique_ptr<Subscription> Subscribe(std::function<void()> wake) override;
+  base::Result<OpenImage> Open(std::string_view name, std::string_view uuid,
+                               std::string_view disk) override;
+
+ private:
+  using Lock = std::unique_lock<std::mutex>;
+  class SubscriptionImpl;
+
+  // What a job needs, copied out under the lock.
+  struct Job {
+    uint64_t id = 0;
+    Step step = Step::kNone;
+    ImageKey key;
+    ImageSpec spec;
+    std::string disk_uuid;
+    std::shared_ptr<store::Disk> disk;
+    std::shared_ptr<store::Disk> source_disk;  // of kCopy
+    std::shared_ptr<store::Ingest> ingest;     // of a further quick try
+    std::shared_ptr<std::atomic<uint64_t>> scanned;
+    // Of kVerify and kScan: what the file should be, when that is known.
+    std::optional<store::ImageRecord> record;
+    std::stop_token stop;
+  };
+  // What became of it.
+  struct JobEnd {
+    base::Status status;
+    transfer::Failure failure = transfer::Failure::kNone;
+    std::optional<std::chrono::seconds> retry_after;
+    std::optional<store::ImageRecord> record;  // the copy is ready
+    uint64_t real_size = 0;
+    bool file_gone = false;       // nothing (usable) lies there any more
+    bool damaged = false;         // the file differs and is kept
+    bool source_damaged = false;  // of kCopy: the copy it was made from
+    bool progress = false;        // bytes arrived
+    std::shared_ptr<store::Ingest> ingest;
+    std::optional<store::FileStamp> judged;
+  };
+
+  // --- disks.cc
+  void ScheduleDiskCheck();
+  void CheckDisks();
+  void CheckFiles(const std::string& disk_uuid,
+                  const std::shared_ptr<store::Disk>& disk);
+  // Claims and loads a disk that cannot be used yet.
+  void TryDisk(const std::string& path);
+  void LoadDisk(const std::shared_ptr<store::Disk>& disk);
+  // The copies on a disk that is gone. Locked.
+  void LoseDisk(DiskEntry& entry, store::DiskFault fault);
+  base::Status SaveDisks();
+  DiskEntry* FindDisk(std::string_view uuid_or_path);  // locked
+  std::shared_ptr<store::Disk> UsableDisk(const std::string& uuid);  // locked
+  DiskStatus StatusOf(const DiskEntry& entry);  // locked
+
+  // --- jobs.cc
+  // Begins what Plan says. Locked.
+  void Reconcile(const ImageKey& key);
+  void BeginJob(const ImageKey& key, ImageEntry& image,
+                const std::string& disk_uuid, CopyEntry& copy, Step step);
+  void RunJob(Job job);
+  JobEnd Download(const Job& job);
+  JobEnd CopyFromDisk(const Job& job);
+  JobEnd ScanFile(const Job& job);
+  JobEnd VerifyFile(const Job& job);
+  base::Result<store::ImageRecord> ScanOf(const Job& job);
+  void EndJob(const Job& job, JobEnd end);
+  void ApplyFailure(const Job& job, ImageEntry& image, CopyEntry& copy,
+                    JobEnd& end);
+  // A running job of this id reached a state. Takes the lock.
+  void JobState(const Job& job, CopyState state, std::string message);
+  void ArmRetryTimer();     // locked
+  void ArmProgressTimer();  // locked
+  void OnProgressTimer();
+  // Cancels a copy's job. Locked.
+  void Cancel(CopyEntry& copy);
+  // Waits until no job runs for the copies `of` selects. False: after 60 s one
+  // still did.
+  bool AwaitJobs(Lock& lock,
+                 const std::function<bool(const ImageKey&,
+                                          const std::string&)>& of);
+  store::IngestOptions IngestOptionsOf(const Job& job,
+                                       const std::string& origin) const;
+  Desired DesiredOf(const ImageEntry& image, const CopyEntry& copy) const;
+  void EndVerify(CopyEntry& copy, const std::string& disk_uuid, bool ok,
+                 const std::string& message);
+
+  // --- watch.cc
+  void SetState(CopyEntry& copy, CopyState state, std::string message);
+  void Touch(const ImageKey& key, ImageEntry& image);  // locked
+  void Forget(const ImageKey& key);                    // locked
+  // Wakes the subscribers. Not locked.
+  void Notify();
+  ImageStatus StatusOf(const ImageKey& key, const ImageEntry& image);
+
+  // --- manager.cc
+  base::Result<std::map<ImageKey, ImageEntry>::iterator> Find(
+      std::string_view name, std::string_view uuid);  // locked
+  base::Result<ImageSpec> Resolve(ImageSpec spec);    // locked
+  // What lies on the disk for an image that is newly wanted there.
+  static CopyEntry Judge(const ImageSpec& spec,
+                         base::Result<store::Found> found,
+                         const store::Disk& disk);
+  base::Result<store::Found> InspectOn(const store::Disk& disk,
+                                       const ImageSpec& spec) const;
+
+  const Options options_;
+  const std::string instance_;  // of this process, in tokens
+  exec::EventLoop& loop_;
+  exec::WorkerPool transfers_;
+  exec::WorkerPool scans_;
+  exec::WorkerPool control_;
+
+  std::mutex mutex_;
+  std::condition_variable jobs_changed_;
+  bool started_ = false;
+  bool stopping_ = false;
+  bool checking_disks_ = false;
+  uint64_t next_job_ = 1;
+  uint64_t revision_ = 0;
+  size_t running_jobs_ = 0;
+  std::map<ImageKey, ImageEntry> images_;
+  std::map<uint64_t, ImageKey> by_revision_;
+  std::map<uint64_t, ImageKey> removed_;  // the latest removals
+  uint64_t forgotten_removals_ = 0;  // the newest revision dropped from there
+  std::vector<DiskEntry> disks_;
+  std::set<std::string> busy_disks_;  // paths being claimed
+  // Removals that a disk has not seen yet: disk uuid -> images.
+  std::map<std::string, std::set<ImageKey>> tombstones_;
+  std::map<uint64_t, VerifyTask> verify_tasks_;
+  uint64_t next_verify_ = 1;
+
+  // Timers live on the loop; armed flags are guarded by the mutex.
+  boost::asio::steady_timer disk_timer_;
+  boost::asio::steady_timer retry_timer_;
+  boost::asio::steady_timer progress_timer_;
+  bool progress_armed_ = false;
+
+  std::mutex subscribers_mutex_;
+  std::map<uint64_t, std::function<void()>> subscribers_;
+  uint64_t next_subscriber_ = 1;
+};
+
+}  // namespace bim::manager
