@@ -7,12 +7,11 @@
 #include <sys/stat.h>
 
 #include <algorithm>
+#include <boost/asio/posix/stream_descriptor.hpp>
+#include <boost/asio/steady_timer.hpp>
 #include <cerrno>
 #include <future>
 #include <utility>
-
-#include <boost/asio/posix/stream_descriptor.hpp>
-#include <boost/asio/steady_timer.hpp>
 
 #include "pkg/base/status.h"
 
@@ -82,7 +81,7 @@ struct Acceptor::State : std::enable_shared_from_this<Acceptor::State> {
         if (IsOfTheConnection(error) && !IsOutOfResources(error)) continue;
         return Pause(listening);
       }
-      struct stat info{};
+      struct stat info {};
       if (::fstat(fd.get(), &info) != 0) continue;
       accepted.push_back({fd.get(), info.st_ino});
       const int on = 1;  // fails on a unix socket, which does not delay
@@ -95,7 +94,7 @@ struct Acceptor::State : std::enable_shared_from_this<Acceptor::State> {
   bool IsFull() {
     if (accepted.size() < options.max_connections) return false;
     std::erase_if(accepted, [](const Accepted& socket) {
-      struct stat info{};
+      struct stat info {};
       return ::fstat(socket.fd, &info) != 0 || !S_ISSOCK(info.st_mode) ||
              info.st_ino != socket.inode;
     });

@@ -1,6 +1,7 @@
 #include "pkg/api/address.h"
 
 #include <fcntl.h>
+#include <sys/socket.h>
 
 #include <cerrno>
 #include <charconv>
@@ -48,8 +49,8 @@ base::Result<Address> ParseAddress(std::string_view text) {
       host.find('\0') != std::string_view::npos) {
     return BadAddress(text);
   }
-  const auto [end, error] = std::from_chars(
-      port.data(), port.data() + port.size(), address.port);
+  const auto [end, error] =
+      std::from_chars(port.data(), port.data() + port.size(), address.port);
   if (error != std::errc() || end != port.data() + port.size()) {
     return BadAddress(text);
   }

@@ -24,9 +24,8 @@ base::Status Unreachable(const std::string& address, const std::string& why) {
 // 0, or the errno of an attempt to connect.
 int TryConnect(const sockaddr* address, socklen_t length,
                Clock::time_point deadline) {
-  const base::UniqueFd fd(::socket(address->sa_family,
-                                   SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC,
-                                   0));
+  const base::UniqueFd fd(::socket(
+      address->sa_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
   if (!fd) return errno;
   if (::connect(fd.get(), address, length) == 0) return 0;
   if (errno != EINPROGRESS) return errno;
@@ -55,8 +54,8 @@ base::Status ConnectError(const std::string& address, int error) {
       return base::OkStatus();
     case ECONNREFUSED:
     case ENOENT:
-      return Unreachable(address,
-                         std::string(std::strerror(error)) + ": is it running?");
+      return Unreachable(
+          address, std::string(std::strerror(error)) + ": is it running?");
     default:
       return Unreachable(address, std::strerror(error));
   }
@@ -134,8 +133,8 @@ base::Result<std::unique_ptr<Client>> Client::Connect(
   if (!channel->WaitForConnected(
           std::chrono::system_clock::now() +
           std::chrono::duration_cast<std::chrono::milliseconds>(left))) {
-    return Unreachable(address,
-                       "it accepts connections but does not speak gRPC in time");
+    return Unreachable(
+        address, "it accepts connections but does not speak gRPC in time");
   }
   return std::unique_ptr<Client>(
       new Client(address, std::move(unix_path), std::move(channel)));

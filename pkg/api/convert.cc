@@ -82,12 +82,12 @@ base::Result<manager::ImageSpec> ToSpec(const v1::EnsureRequest& request) {
   spec.uuid = proto.uuid();
   spec.source.url = proto.source().url();
   spec.source.credential = proto.source().credential();
-  BIM_ASSIGN_OR_RETURN(spec.sha512,
-                       ToDigest("spec.sha512", base::DigestAlgorithm::kSha512,
-                                proto.sha512()));
-  BIM_ASSIGN_OR_RETURN(spec.sha256,
-                       ToDigest("spec.sha256", base::DigestAlgorithm::kSha256,
-                                proto.sha256()));
+  BIM_ASSIGN_OR_RETURN(
+      spec.sha512,
+      ToDigest("spec.sha512", base::DigestAlgorithm::kSha512, proto.sha512()));
+  BIM_ASSIGN_OR_RETURN(
+      spec.sha256,
+      ToDigest("spec.sha256", base::DigestAlgorithm::kSha256, proto.sha256()));
   BIM_RETURN_IF_ERROR(CheckDisks("spec.disks", proto.disks()));
   spec.disks.assign(proto.disks().begin(), proto.disks().end());
   if (spec.disks.empty()) spec.disks = {"all"};

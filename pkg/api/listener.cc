@@ -114,9 +114,9 @@ base::Result<base::UniqueFd> LockDirectory(const std::string& directory,
       return base::ErrnoError(errno, "cannot lock directory " + directory);
     }
     if (std::chrono::steady_clock::now() > deadline) {
-      return base::FailedPreconditionError(
-          "cannot listen on " + text + ": " + directory +
-          " is locked by another process");
+      return base::FailedPreconditionError("cannot listen on " + text + ": " +
+                                           directory +
+                                           " is locked by another process");
     }
     std::this_thread::sleep_for(std::chrono::milliseconds(10));
   }
@@ -125,7 +125,7 @@ base::Result<base::UniqueFd> LockDirectory(const std::string& directory,
 
 // Removes the file at `path` when it is a socket that nobody listens on.
 base::Status RemoveStaleSocket(const UnixPath& path, const std::string& text) {
-  struct stat info{};
+  struct stat info {};
   if (::lstat(path.path.c_str(), &info) != 0) {
     return errno == ENOENT ? base::OkStatus() : ListenError(errno, text);
   }

@@ -52,7 +52,8 @@ base::Result<std::optional<meta::VersionRange>> StatedVersions(
 
 base::Result<std::optional<meta::VersionRange>> StatedVersions(
     std::string_view version, std::string_view min_version) {
-  BIM_ASSIGN_OR_RETURN(const int64_t max, ParseVersion(kApiVersionKey, version));
+  BIM_ASSIGN_OR_RETURN(const int64_t max,
+                       ParseVersion(kApiVersionKey, version));
   BIM_ASSIGN_OR_RETURN(const int64_t min,
                        ParseVersion(kApiMinVersionKey, min_version));
   return StatedVersions(max, min);
@@ -63,10 +64,9 @@ base::Status CheckVersions(const std::optional<meta::VersionRange>& caller,
   if (!caller.has_value() || meta::Overlap(*caller, daemon)) {
     return base::OkStatus();
   }
-  return base::FailedPreconditionError("the caller speaks API " +
-                                       RangeText(*caller) +
-                                       ", this daemon speaks API " +
-                                       RangeText(daemon));
+  return base::FailedPreconditionError(
+      "the caller speaks API " + RangeText(*caller) +
+      ", this daemon speaks API " + RangeText(daemon));
 }
 
 }  // namespace bim::api

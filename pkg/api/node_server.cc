@@ -271,9 +271,8 @@ class ImageServiceImpl final : public v1::ImageService::CallbackService {
   grpc::ServerUnaryReactor* List(grpc::CallbackServerContext* context,
                                  const v1::ListRequest* request,
                                  v1::ListResponse* response) override {
-    return AnswerNow(shared_, context, [&] {
-      return FillPage(*request, response);
-    });
+    return AnswerNow(shared_, context,
+                     [&] { return FillPage(*request, response); });
   }
 
   grpc::ServerWriteReactor<v1::WatchResponse>* Watch(
@@ -394,9 +393,8 @@ class NodeServerImpl final : public NodeServer {
     builder.SetSyncServerOption(grpc::ServerBuilder::NUM_CQS, 1);
     builder.SetSyncServerOption(grpc::ServerBuilder::MIN_POLLERS, 1);
     builder.SetSyncServerOption(grpc::ServerBuilder::MAX_POLLERS, 1);
-    builder.SetResourceQuota(grpc::ResourceQuota("bim-api")
-                                 .Resize(64 << 20)
-                                 .SetMaxThreads(16));
+    builder.SetResourceQuota(
+        grpc::ResourceQuota("bim-api").Resize(64 << 20).SetMaxThreads(16));
     builder.RegisterService(&version_);
     builder.RegisterService(&disks_);
     builder.RegisterService(&images_);

@@ -15,6 +15,7 @@
 #include <grpcpp/support/server_callback.h>
 
 #include <atomic>
+#include <boost/asio/steady_timer.hpp>
 #include <chrono>
 #include <functional>
 #include <memory>
@@ -23,8 +24,6 @@
 #include <unordered_map>
 #include <utility>
 #include <vector>
-
-#include <boost/asio/steady_timer.hpp>
 
 #include "pkg/api/grpc_status.h"
 #include "pkg/base/status.h"
@@ -51,9 +50,9 @@ class StreamSet {
     std::lock_guard lock(mutex_);
     if (ended_.has_value()) return *ended_;
     if (streams_.size() >= max_) {
-      return base::ResourceExhaustedError(
-          "too many open streams: at most " + std::to_string(max_) +
-          ", end one or try again later");
+      return base::ResourceExhaustedError("too many open streams: at most " +
+                                          std::to_string(max_) +
+                                          ", end one or try again later");
     }
     streams_.emplace(stream.get(), stream);
     return base::OkStatus();

@@ -1,0 +1,377 @@
+#include "daemon/client.h"
+
+#include <fmt/format.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <string_view>
+
+#include "daemon/export_file.h"
+#include "daemon/follow.h"
+#include "daemon/interrupt.h"
+#include "daemon/progress_line.h"
+#include "daemon/render.h"
+#include "pkg/api/address.h"
+#include "pkg/meta/version.h"
+
+namespace bim::daemon {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+void Print(std::string_view text) {
+  std::fwrite(text.data(), 1, text.size(), stdout);
+  if (!text.ends_with('\n')) std::fputc('\n', stdout);
+}
+
+void PrintJson(const google::protobuf::Message& message) {
+  Print(ToJson(message, /*indented=*/true));
+}
+
+// Everything but letters, digits and "-._~" as %XX.
+std::string PercentEncode(std::string_view text) {
+  std::string encoded;
+  for (const char c : text) {
+    const bool plain = (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') ||
+                       (c >= '0' && c <= '9') ||
+                       std::string_view("-._~").find(c) != std::string_view::npos;
+    if (plain) {
+      encoded += c;
+    } else {
+      encoded += fmt::format("%{:02X}", static_cast<unsigned char>(c));
+    }
+  }
+  return encoded;
+}
+
+// The data port as this client reaches it: one that listens on all addresses
+// is on the host of the API.
+std::string DataHost(const std::string& data_endpoint,
+                     const std::string& api_address) {
+  auto data = api::ParseAddress(data_endpoint);
+  if (!data.ok()) return data_endpoint;
+  if (data->host.empty() || data->host == "0.0.0.0" || data->host == "::") {
+    const auto api = api::ParseAddress(api_address);
+    data->host = api.ok() && !api->is_unix && !api->host.empty() ? api->host
+                                                                 : "127.0.0.1";
+  }
+  return api::ToString(*data);
+}
+
+v1::VersionGetResponse ClientVersion() {
+  v1::VersionGetResponse version;
+  version.set_version(meta::Version());
+  version.set_git_commit(meta::GitCommit());
+  version.set_build_date(meta::BuildDate());
+  version.set_api_version(meta::kApiVersion);
+  version.set_api_min_version(meta::kApiMinVersion);
+  version.set_disk_format_version(meta::kDiskFormatVersion);
+  version.set_disk_format_min_version(meta::kDiskFormatMinVersion);
+  return version;
+}
+
+std::string VersionLine(std::string_view who,
+                        const v1::VersionGetResponse& version) {
+  return fmt::format(
+      "{}: {} (commit {}, built {}), API {} to {}, disk format {} to {}\n", who,
+      version.version(), version.git_commit(), version.build_date(),
+      version.api_min_version(), version.api_version(),
+      version.disk_format_min_version(), version.disk_format_version());
+}
+
+CommandEnd GetVersion(Connection& connection, v1::VersionGetResponse& version) {
+  return connection.Call(connection.version(),
+                         &v1::VersionService::Stub::VersionGet,
+                         v1::VersionGetRequest(), version);
+}
+
+std::string AddressOf(const ClientOptions& options) {
+  return options.address.empty() ? DefaultAddress() : options.address;
+}
+
+// One command each; `operator()` runs it.
+class Runner {
+ public:
+  Runner(Connection& connection, OutputFormat output)
+      : connection_(connection), output_(output) {}
+
+  CommandEnd operator()(const ImageEnsureCommand& command) {
+    v1::EnsureRequest request;
+    v1::ImageSpec& spec = *request.mutable_spec();
+    spec.set_name(command.name);
+    spec.set_uuid(command.uuid);
+    spec.mutable_source()->set_url(command.url);
+    spec.mutable_source()->set_credential(command.credential);
+    spec.set_sha512(command.sha512);
+    spec.set_sha256(command.sha256);
+    spec.set_size(command.size_bytes);
+    for (const std::string& disk : command.disks) spec.add_disks(disk);
+    if (command.all) spec.add_disks("all");
+    v1::EnsureResponse response;
+    CommandEnd end = connection_.Call(
+        connection_.images(), &v1::ImageService::Stub::Ensure, request,
+        response);
+    if (!end.ok()) return end;
+    if (command.wait) {
+      end = AwaitImage(connection_, *response.mutable_image());
+    }
+    const v1::Image& image = response.image();
+    if (json()) {
+      PrintJson(response);
+    } else {
+      Print(fmt::format("{} {}: {}{}", image.spec().name(),
+                        image.spec().uuid(),
+                        response.created() ? "" : "already wanted, ",
+                        OneLine(RenderState(image))));
+    }
+    return end;
+  }
+
+  CommandEnd operator()(const ImageGetCommand& command) {
+    v1::Image image;
+    const CommandEnd end = GetImage(command.name, command.uuid, image);
+    if (!end.ok()) return end;
+    if (json()) {
+      PrintJson(image);
+    } else {
+      Print(RenderImage(image));
+    }
+    return {};
+  }
+
+  CommandEnd operator()(const ImageListCommand&) {
+    v1::ListResponse all;
+    v1::ListRequest request;
+    request.set_page_size(1000);
+    do {
+      v1::ListResponse page;
+      const CommandEnd end =
+          connection_.Call(connection_.images(), &v1::ImageService::Stub::List,
+                           request, page);
+      if (!end.ok()) return end;
+      request.set_page_token(page.next_page_token());
+      all.mutable_images()->MergeFrom(page.images());
+    } while (!request.page_token().empty());
+    if (json()) {
+      Json list = Json::parse(ToJson(all, /*indented=*/false));
+      list.erase("next_page_token");
+      Print(list.dump(1));
+    } else {
+      Print(RenderImages(all));
+    }
+    return {};
+  }
+
+  CommandEnd operator()(const ImageWatchCommand& command) {
+    return WatchImages(connection_, command, output_);
+  }
+
+  CommandEnd operator()(const ImageRemoveCommand& command) {
+    v1::RemoveRequest request;
+    request.set_name(command.name);
+    request.set_uuid(command.uuid);
+    request.set_force(command.force);
+    v1::RemoveResponse response;
+    const CommandEnd end =
+        connection_.Call(connection_.images(), &v1::ImageService::Stub::Remove,
+                         request, response);
+    if (!end.ok()) return end;
+    if (json()) {
+      PrintJson(response);
+    } else {
+      Print(fmt::format("{}: removed", command.name));
+    }
+    return {};
+  }
+
+  CommandEnd operator()(const ImageVerifyCommand& command) {
+    return VerifyImage(connection_, command, output_);
+  }
+
+  CommandEnd operator()(const ImageExportCommand& command) {
+    v1::Image image;
+    CommandEnd end = GetImage(command.name, command.uuid, image);
+    if (!end.ok()) return end;
+    v1::VersionGetResponse version;
+    end = GetVersion(connection_, version);
+    if (!end.ok()) return end;
+    const auto digest = base::Digest::FromHex(base::DigestAlgorithm::kSha512,
+                                              image.current_sha512());
+    if (!digest.ok()) {
+      return {ExitCode::kRefused,
+              fmt::format("image {} has no ready copy to export: it is {}",
+                          command.name, OneLine(RenderState(image)))};
+    }
+    if (version.data_endpoint().empty()) {
+      return {ExitCode::kRefused,
+              "the daemon serves no data: api.data_listen is empty"};
+    }
+    http::GetRequest request;
+    request.url = fmt::format(
+        "http://{}/v1/images/{}/{}/data{}",
+        DataHost(version.data_endpoint(), connection_.address()),
+        PercentEncode(image.spec().name()), PercentEncode(image.spec().uuid()),
+        command.disk.empty() ? "" : "?disk=" + PercentEncode(command.disk));
+    request.proxy = "none";
+
+    Interrupt interrupt(connection_.deadline());
+    ProgressLine line;
+    const base::Status status =
+        Export(request, *digest, image.size(),
+               {.file = command.file, .force = command.force},
+               [&](uint64_t bytes) {
+                 line.Update(command.name, bytes, image.size());
+               },
+               interrupt.token());
+    line.Clear();
+    if (interrupt.requested() && !status.ok()) {
+      return interrupt.timed_out()
+                 ? CommandEnd{ExitCode::kTimedOut, "timed out"}
+                 : CommandEnd{ExitCode::kInterrupted, "interrupted"};
+    }
+    if (!status.ok()) return {ExitCodeOf(status.code()), status.message()};
+    if (command.file == "-") return {};
+    if (json()) {
+      Print(Json{{"file", command.file},
+                 {"name", image.spec().name()},
+                 {"uuid", image.spec().uuid()},
+                 {"size", std::to_string(image.size())},
+                 {"sha512", digest->Hex()}}
+                .dump(1, ' ', false, Json::error_handler_t::replace));
+    } else {
+      Print(fmt::format("{}: exported to {}, {} bytes, SHA-512 checked",
+                        command.name, command.file, image.size()));
+    }
+    return {};
+  }
+
+  CommandEnd operator()(const DiskListCommand&) {
+    v1::ListDisksResponse response;
+    const CommandEnd end =
+        connection_.Call(connection_.disks(), &v1::DiskService::Stub::List,
+                         v1::ListDisksRequest(), response);
+    if (!end.ok()) return end;
+    if (json()) {
+      PrintJson(response);
+    } else {
+      Print(RenderDisks(response));
+    }
+    return {};
+  }
+
+  CommandEnd operator()(const DiskAddCommand& command) {
+    v1::AddDiskRequest request;
+    request.set_path(command.path);
+    request.set_uuid(command.uuid);
+    request.set_init(command.init);
+    v1::AddDiskResponse response;
+    const CommandEnd end =
+        connection_.Call(connection_.disks(), &v1::DiskService::Stub::Add,
+                         request, response);
+    if (!end.ok()) return end;
+    if (json()) {
+      PrintJson(response);
+    } else {
+      const v1::Disk& disk = response.disk();
+      Print(fmt::format("{} {}: {}{}", disk.path(), disk.uuid(), disk.state(),
+                        disk.message().empty()
+                            ? ""
+                            : ": " + OneLine(disk.message())));
+    }
+    return {};
+  }
+
+  CommandEnd operator()(const DiskRemoveCommand& command) {
+    v1::RemoveDiskRequest request;
+    request.set_disk(command.disk);
+    request.set_force(command.force);
+    v1::RemoveDiskResponse response;
+    const CommandEnd end =
+        connection_.Call(connection_.disks(), &v1::DiskService::Stub::Remove,
+                         request, response);
+    if (!end.ok()) return end;
+    if (json()) {
+      PrintJson(response);
+    } else {
+      Print(fmt::format("{}: removed; what lies on it stays", command.disk));
+    }
+    return {};
+  }
+
+  template <typename Other>
+  CommandEnd operator()(const Other&) {
+    std::abort();  // not for a connection
+  }
+
+ private:
+  bool json() const { return output_ == OutputFormat::kJson; }
+
+  CommandEnd GetImage(const std::string& name, const std::string& uuid,
+                      v1::Image& image) {
+    v1::GetRequest request;
+    request.set_name(name);
+    request.set_uuid(uuid);
+    v1::GetResponse response;
+    const CommandEnd end =
+        connection_.Call(connection_.images(), &v1::ImageService::Stub::Get,
+                         request, response);
+    if (end.ok()) image = response.image();
+    return end;
+  }
+
+  Connection& connection_;
+  const OutputFormat output_;
+};
+
+// Says what this program is even when no daemon answers.
+CommandEnd ShowVersion(const ClientOptions& options,
+                       const VersionCommand& command) {
+  CommandEnd end;
+  std::optional<v1::VersionGetResponse> server;
+  if (!command.client_only) {
+    std::unique_ptr<Connection> connection;
+    end = Connection::Open(AddressOf(options), options.timeout, connection);
+    v1::VersionGetResponse answer;
+    if (end.ok()) end = GetVersion(*connection, answer);
+    if (end.ok()) server = answer;
+  }
+  if (options.output == OutputFormat::kJson) {
+    Json version;
+    version["client"] =
+        Json::parse(ToJson(ClientVersion(), /*indented=*/false));
+    // Those of a running daemon.
+    version["client"].erase("manager_id");
+    version["client"].erase("data_endpoint");
+    version["server"] =
+        server ? Json::parse(ToJson(*server, /*indented=*/false)) : Json();
+    Print(version.dump(1));
+    return end;
+  }
+  Print(VersionLine("client", ClientVersion()));
+  if (server) {
+    Print(VersionLine("server", *server));
+    Print(fmt::format(
+        "manager: {}, data: {}", server->manager_id(),
+        server->data_endpoint().empty() ? "off" : server->data_endpoint()));
+  }
+  return end;
+}
+
+}  // namespace
+
+CommandEnd RunClientCommand(const Invocation& invocation) {
+  const ClientOptions& options = invocation.client;
+  if (const auto* version = std::get_if<VersionCommand>(&invocation.command)) {
+    return ShowVersion(options, *version);
+  }
+  std::unique_ptr<Connection> connection;
+  const CommandEnd end =
+      Connection::Open(AddressOf(options), options.timeout, connection);
+  if (!end.ok()) return end;
+  return std::visit(Runner(*connection, options.output), invocation.command);
+}
+
+}  // namespace bim::daemon

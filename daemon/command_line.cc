@@ -1,0 +1,463 @@
+#include "daemon/command_line.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <CLI/App.hpp>
+#include <CLI/Config.hpp>
+#include <CLI/Formatter.hpp>
+#include <algorithm>
+#include <functional>
+#include <memory>
+
+#include "daemon/settings.h"
+#include "daemon/suggest.h"
+#include "daemon/units.h"
+#include "pkg/base/digest.h"
+
+namespace bim::daemon {
+namespace {
+
+// The value names say what completions may offer: kPath a file, and words
+// with "|" between them the choices.
+constexpr char kPath[] = "PATH";
+constexpr char kShells[] = "bash|zsh|fish";
+constexpr char kFormats[] = "table|json";
+
+// A check whose text is what is wrong; empty when nothing is.
+using Check = std::function<std::string(const std::string&)>;
+
+CLI::Validator Checked(Check check) {
+  return CLI::Validator(
+      [check = std::move(check)](std::string& text) { return check(text); },
+      "");
+}
+
+CLI::Validator OneOf(const std::string& choices) {
+  return Checked([choices](const std::string& text) -> std::string {
+    for (const std::string& choice : CLI::detail::split(choices, '|')) {
+      if (choice == text) return "";
+    }
+    std::string expected = choices;
+    for (size_t bar; (bar = expected.rfind('|')) != expected.npos;) {
+      expected.replace(bar, 1, expected.find(" or ") == expected.npos ? " or "
+                                                                      : ", ");
+    }
+    return fmt::format("expected {}, found \"{}\"", expected, text);
+  });
+}
+
+CLI::Validator IsDigest(base::DigestAlgorithm algorithm) {
+  return Checked([algorithm](const std::string& text) {
+    return base::Digest::FromHex(algorithm, text).status().message();
+  });
+}
+
+// Builds the commands and knows which of them was chosen.
+class Parser {
+ public:
+  explicit Parser(const Environment& environment)
+      : root_("Brings VM images onto this node's disks, proves them, keeps "
+              "them.",
+              "bim") {
+    root_.require_subcommand(1);
+    root_.get_formatter()->column_width(34);
+    const auto address = environment.find("BIM_ADDRESS");
+    if (address != environment.end()) invocation_.client.address =
+        address->second;
+    root_
+        .add_option("--address", invocation_.client.address,
+                    "The daemon: host:port or unix:/path (BIM_ADDRESS); else "
+                    "unix:/run/bim/bim.sock if it exists, else "
+                    "127.0.0.1:9500")
+        ->type_name("ADDRESS");
+    root_
+        .add_option_function<std::string>(
+            "-o,--output",
+            [this](const std::string& format) {
+              invocation_.client.output = format == "json"
+                                              ? OutputFormat::kJson
+                                              : OutputFormat::kTable;
+            },
+            "A table for people, or JSON")
+        ->type_name(kFormats)
+        ->check(OneOf(kFormats));
+    root_
+        .add_option_function<std::string>(
+            "--timeout",
+            [this](const std::string& text) {
+              invocation_.client.timeout = *ParseDuration(text);
+            },
+            "Give up after this time, such as 30s; else 30s for what answers "
+            "at once, and no limit for what waits")
+        ->type_name("DURATION")
+        ->check(Checked([](const std::string& text) -> std::string {
+          const auto duration = ParseDuration(text);
+          if (!duration.ok()) return duration.status().message();
+          return duration->count() > 0 ? "" : "expected more than 0";
+        }));
+    AddDaemon();
+    AddImage();
+    AddDisk();
+    AddVersion();
+    AddConfig();
+    AddCompletion();
+    root_.footer(kExitCodeHelp);  // after the others, who would inherit it
+    // Global options may stand anywhere.
+    ForEach(root_, [](CLI::App& app) { app.fallthrough(); });
+  }
+
+  std::variant<Invocation, ParseEnd> Parse(std::vector<std::string> arguments) {
+    std::reverse(arguments.begin(), arguments.end());
+    try {
+      root_.parse(arguments);
+    } catch (const CLI::CallForHelp&) {
+      return ParseEnd{ExitCode::kOk, Help()};
+    } catch (const CLI::ParseError& error) {
+      return ParseEnd{ExitCode::kUsage, Explain(error)};
+    }
+    finish_();
+    return invocation_;
+  }
+
+  CommandNode Describe() { return Describe(root_); }
+
+ private:
+  // A command that, once chosen, becomes a C filled by its options.
+  template <typename C>
+  CLI::App* Leaf(CLI::App* parent, const std::string& name,
+                 const std::string& help,
+                 const std::function<void(CLI::App&, C&)>& add_options) {
+    CLI::App* app = parent->add_subcommand(name, help);
+    auto command = std::make_shared<C>();
+    add_options(*app, *command);
+    // The last one of a chain of commands wins: it is the chosen leaf.
+    app->callback([this, command] {
+      finish_ = [this, command] { invocation_.command = *command; };
+    });
+    return app;
+  }
+  CLI::App* Group(const std::string& name, const std::string& help) {
+    CLI::App* app = root_.add_subcommand(name, help);
+    app->require_subcommand(1);
+    return app;
+  }
+
+  static void AddName(CLI::App& app, std::string& name) {
+    app.add_option("NAME", name, "Name of the image")
+        ->required()
+        ->type_name("");
+  }
+  static void AddUuid(CLI::App& app, std::string& uuid) {
+    app.add_option("--uuid", uuid,
+                   "UUID of the image, needed when several have the name")
+        ->type_name("UUID");
+  }
+  static CLI::Option* AddDisks(CLI::App& app, std::vector<std::string>& disks,
+                               const std::string& help) {
+    return app.add_option("--disk", disks, help)
+        ->type_name("DISK")
+        ->allow_extra_args(false);
+  }
+
+  // A flag for each setting.
+  template <typename C>
+  static void AddSettings(CLI::App& app, C& command) {
+    app.add_option("--config", command.config_path,
+                   fmt::format("Configuration file (BIM_CONFIG); else {} if it "
+                               "exists",
+                               kDefaultConfigPath))
+        ->type_name(kPath);
+    for (const Setting& setting : Settings()) {
+      std::string names = setting.FlagName();
+      if (!setting.short_flag.empty()) {
+        names = fmt::format("{},{}", setting.short_flag, names);
+      }
+      const bool list = setting.kind == Kind::kList;
+      auto* option = app.add_option_function<std::vector<std::string>>(
+          names,
+          [&command,
+           name = setting.Name()](const std::vector<std::string>& values) {
+            command.flags.push_back({name, values});
+          },
+          fmt::format("{}{} [{}]", setting.help, list ? "; repeatable" : "",
+                      setting.default_text));
+      option->allow_extra_args(false)->type_name("VALUE");
+      if (!list) option->expected(1);
+    }
+  }
+
+  void AddDaemon() {
+    Leaf<DaemonCommand>(
+        &root_, "daemon", "Run the daemon of this node",
+        [](CLI::App& app, DaemonCommand& c) { AddSettings(app, c); })
+        ->footer("Each flag is a setting; see docs/configuration.md. A flag "
+                 "wins over the environment (BIM_<SECTION>_<KEY>), that over "
+                 "the file.");
+  }
+
+  void AddImage() {
+    CLI::App* image = Group("image", "Images on this node's disks");
+    Leaf<ImageEnsureCommand>(
+        image, "ensure", "Say that an image is wanted, and where it is from",
+        [](CLI::App& app, ImageEnsureCommand& c) {
+          AddName(app, c.name);
+          app.add_option("--url", c.url, "http, https or file URL of the image")
+              ->required()
+              ->type_name("URL");
+          app.add_option("--uuid", c.uuid,
+                         "UUID of the image; else one is generated")
+              ->type_name("UUID");
+          app.add_option("--sha512", c.sha512, "Expected SHA-512 of the file")
+              ->type_name("HEX")
+              ->check(IsDigest(base::DigestAlgorithm::kSha512));
+          app.add_option("--sha256", c.sha256, "Expected SHA-256 of the file")
+              ->type_name("HEX")
+              ->check(IsDigest(base::DigestAlgorithm::kSha256));
+          app.add_option_function<std::string>(
+                 "--size",
+                 [&c](const std::string& text) {
+                   c.size_bytes = *ParseSize(text);
+                 },
+                 "Exact size of the file, such as 1073741824 or 1GiB")
+              ->type_name("SIZE")
+              ->check(Checked([](const std::string& text) {
+                return ParseSize(text).status().message();
+              }));
+          auto* disk = AddDisks(
+              app, c.disks, "UUID or path of a disk; repeatable; else all");
+          app.add_flag("--all", c.all, "On all disks, also those added later")
+              ->excludes(disk);
+          app.add_option("--credential", c.credential,
+                         "Name of a credential that the daemon has")
+              ->type_name("NAME");
+          app.add_flag("--wait", c.wait,
+                       "Wait until it is ready everywhere, or failed");
+        });
+    Leaf<ImageGetCommand>(image, "get", "Show an image and its copies",
+                          [](CLI::App& app, ImageGetCommand& c) {
+                            AddName(app, c.name);
+                            AddUuid(app, c.uuid);
+                          });
+    Leaf<ImageListCommand>(image, "list", "List all images",
+                           [](CLI::App&, ImageListCommand&) {});
+    Leaf<ImageWatchCommand>(
+        image, "watch", "Show images, and each change of them",
+        [](CLI::App& app, ImageWatchCommand& c) {
+          app.add_option("NAME", c.name, "Only images of this name")
+              ->type_name("");
+        });
+    Leaf<ImageRemoveCommand>(
+        image, "remove", "Forget an image and delete its files",
+        [](CLI::App& app, ImageRemoveCommand& c) {
+          AddName(app, c.name);
+          AddUuid(app, c.uuid);
+          app.add_flag("--force", c.force,
+                       "Even if a process has a file of it open");
+        });
+    Leaf<ImageVerifyCommand>(
+        image, "verify", "Read the copies again and compare their digests",
+        [](CLI::App& app, ImageVerifyCommand& c) {
+          AddName(app, c.name);
+          AddUuid(app, c.uuid);
+          AddDisks(app, c.disks,
+                   "Only the copy on this disk (UUID or path); repeatable");
+        });
+    Leaf<ImageExportCommand>(
+        image, "export", "Copy an image out of the node, to a file",
+        [](CLI::App& app, ImageExportCommand& c) {
+          AddName(app, c.name);
+          AddUuid(app, c.uuid);
+          app.add_option("--disk", c.disk, "From this disk (UUID or path)")
+              ->type_name("DISK");
+          app.add_option("-f,--file", c.file,
+                         "The file to write, or - for standard output")
+              ->required()
+              ->type_name(kPath);
+          app.add_flag("--force", c.force, "Overwrite an existing file");
+        });
+  }
+
+  void AddDisk() {
+    CLI::App* disk = Group("disk", "Disks of this node");
+    Leaf<DiskListCommand>(disk, "list", "List the disks",
+                          [](CLI::App&, DiskListCommand&) {});
+    Leaf<DiskAddCommand>(
+        disk, "add", "Add a disk and remember it",
+        [](CLI::App& app, DiskAddCommand& c) {
+          app.add_option("PATH", c.path, "Absolute path of the disk's directory")
+              ->required()
+              ->type_name(kPath);
+          app.add_flag("--init", c.init,
+                       "Make a new disk of a directory without identity file");
+          app.add_option("--uuid", c.uuid,
+                         "The identity it must have, or gets by --init")
+              ->type_name("UUID");
+        });
+    Leaf<DiskRemoveCommand>(
+        disk, "remove", "Forget a disk; nothing on it is deleted",
+        [](CLI::App& app, DiskRemoveCommand& c) {
+          app.add_option("DISK", c.disk, "UUID or path of the disk")
+              ->required()
+              ->type_name("");
+          app.add_flag("--force", c.force,
+                       "Even if images are wanted on it; cancels transfers");
+        });
+  }
+
+  void AddVersion() {
+    Leaf<VersionCommand>(&root_, "version",
+                         "Show the versions of this program and the daemon",
+                         [](CLI::App& app, VersionCommand& c) {
+                           app.add_flag("--client-only", c.client_only,
+                                        "Do not ask the daemon");
+                         });
+  }
+
+  void AddConfig() {
+    CLI::App* config = Group("config", "The daemon's configuration");
+    Leaf<ConfigCheckCommand>(
+        config, "check",
+        "Check the configuration; show each value and where it came from",
+        [](CLI::App& app, ConfigCheckCommand& c) { AddSettings(app, c); });
+  }
+
+  void AddCompletion() {
+    Leaf<CompletionCommand>(
+        &root_, "completion", "Print the completions for a shell",
+        [](CLI::App& app, CompletionCommand& c) {
+          app.add_option("SHELL", c.shell, "bash, zsh or fish")
+              ->required()
+              ->type_name(kShells)
+              ->check(OneOf(kShells));
+        });
+  }
+
+  static void ForEach(CLI::App& app,
+                      const std::function<void(CLI::App&)>& visit) {
+    visit(app);
+    for (CLI::App* child : app.get_subcommands([](CLI::App*) { return true; })) {
+      ForEach(*child, visit);
+    }
+  }
+
+  // The command that the words led to, as far as they were understood.
+  CLI::App& Deepest() {
+    CLI::App* app = &root_;
+    while (!app->get_subcommands().empty()) app = app->get_subcommands().back();
+    return *app;
+  }
+
+  static std::string PathOf(CLI::App& app) {
+    return app.get_parent() ? PathOf(*app.get_parent()) + " " + app.get_name()
+                            : app.get_name();
+  }
+
+  std::string Help() {
+    CLI::App& app = Deepest();
+    std::string help = app.help(
+        app.get_parent() ? PathOf(*app.get_parent()) : std::string());
+    if (app.get_parent()) {
+      help +=
+          "\nGlobal options: --address ADDRESS, -o table|json, --timeout "
+          "DURATION; see bim --help\n";
+    }
+    return help;
+  }
+
+  // One line for a person.
+  std::string Explain(const CLI::ParseError& error) {
+    CLI::App& app = Deepest();
+    const std::string path = PathOf(app);
+    const std::string see = fmt::format(" (see {} --help)", path);
+    std::vector<std::string> commands;
+    for (CLI::App* child : app.get_subcommands([](CLI::App*) { return true; })) {
+      commands.push_back(child->get_name());
+    }
+    const std::vector<std::string> rest = root_.remaining(true);
+    for (const std::string& word : rest) {
+      if (word.size() > 1 && word.starts_with('-')) {
+        return fmt::format("{}: unknown option {}{}{}", path, word,
+                           DidYouMean(word, OptionNames(app)), see);
+      }
+      if (!commands.empty()) {
+        std::string hint = DidYouMean(word, commands);
+        if (hint.empty()) {
+          hint = fmt::format("; expected {}", fmt::join(commands, ", "));
+        }
+        return fmt::format("{}: unknown command \"{}\"{}{}", path, word, hint,
+                           see);
+      }
+      return fmt::format("{}: unexpected argument \"{}\"{}", path, word, see);
+    }
+    if (!commands.empty() &&
+        dynamic_cast<const CLI::RequiredError*>(&error)) {
+      return fmt::format("{}: expected a command: {}{}", path,
+                         fmt::join(commands, ", "), see);
+    }
+    std::string text = error.what();
+    // CLI11's own words for two common mistakes.
+    if (dynamic_cast<const CLI::ArgumentMismatch*>(&error) &&
+        text.find("required") != text.npos) {
+      text = text.substr(0, text.find(':')) + " needs a value";
+    }
+    std::replace(text.begin(), text.end(), '\n', ' ');
+    return fmt::format("{}: {}{}", path, text, see);
+  }
+
+  std::vector<std::string> OptionNames(CLI::App& app) {
+    std::vector<std::string> names;
+    for (CLI::App* from : {&app, &root_}) {
+      for (const OptionNode& option : Describe(*from).options) {
+        names.insert(names.end(), option.names.begin(), option.names.end());
+      }
+    }
+    return names;
+  }
+
+  static CommandNode Describe(CLI::App& app) {
+    CommandNode node{.name = app.get_name(), .help = app.get_description()};
+    for (const CLI::Option* option : app.get_options()) {
+      const std::string value = option->get_type_name();
+      std::vector<std::string> choices;
+      if (value.find('|') != value.npos) {
+        choices = CLI::detail::split(value, '|');
+      }
+      if (option->get_positional()) {
+        node.argument_choices = choices;
+        node.argument_is_path = value == kPath;
+        continue;
+      }
+      OptionNode described{.help = option->get_description(),
+                           .takes_value = option->get_items_expected_max() > 0,
+                           .choices = choices,
+                           .is_path = value == kPath};
+      for (const std::string& name : option->get_snames()) {
+        described.names.push_back("-" + name);
+      }
+      for (const std::string& name : option->get_lnames()) {
+        described.names.push_back("--" + name);
+      }
+      node.options.push_back(std::move(described));
+    }
+    for (CLI::App* child : app.get_subcommands([](CLI::App*) { return true; })) {
+      node.commands.push_back(Describe(*child));
+    }
+    return node;
+  }
+
+  CLI::App root_;
+  Invocation invocation_;
+  std::function<void()> finish_;
+};
+
+}  // namespace
+
+std::variant<Invocation, ParseEnd> ParseCommandLine(
+    const std::vector<std::string>& arguments, const Environment& environment) {
+  return Parser(environment).Parse(arguments);
+}
+
+CommandNode DescribeCommands() { return Parser({}).Describe(); }
+
+}  // namespace bim::daemon

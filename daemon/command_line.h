@@ -1,0 +1,124 @@
+// The command line of `bim`: words to one parsed Command, and the tree of
+// commands as data, from which the completions are made. The only place that
+// knows CLI11.
+//
+// Nothing here reads files, talks to a daemon or prints. Thread-safety: none
+// needed, called once from main.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "daemon/exit_code.h"
+#include "daemon/load_config.h"
+
+namespace bim::daemon {
+
+enum class OutputFormat { kTable, kJson };
+
+// What every client command takes.
+struct ClientOptions {
+  std::string address;  // empty: the default, see DefaultAddress
+  OutputFormat output = OutputFormat::kTable;
+  std::optional<std::chrono::milliseconds> timeout;  // of the whole command
+};
+
+struct DaemonCommand {
+  std::string config_path;
+  std::vector<FlagValue> flags;
+};
+struct ConfigCheckCommand {
+  std::string config_path;
+  std::vector<FlagValue> flags;
+};
+struct ImageEnsureCommand {
+  std::string name, uuid, url, credential, sha512, sha256;
+  uint64_t size_bytes = 0;  // 0: not stated
+  std::vector<std::string> disks;
+  bool all = false;  // also meant when there are no disks
+  bool wait = false;
+};
+struct ImageGetCommand {
+  std::string name, uuid;
+};
+struct ImageListCommand {};
+struct ImageWatchCommand {
+  std::string name;  // empty: all
+};
+struct ImageRemoveCommand {
+  std::string name, uuid;
+  bool force = false;
+};
+struct ImageVerifyCommand {
+  std::string name, uuid;
+  std::vector<std::string> disks;
+};
+struct ImageExportCommand {
+  std::string name, uuid, disk;
+  std::string file;  // "-": standard output
+  bool force = false;
+};
+struct DiskListCommand {};
+struct DiskAddCommand {
+  std::string path, uuid;
+  bool init = false;
+};
+struct DiskRemoveCommand {
+  std::string disk;
+  bool force = false;
+};
+struct VersionCommand {
+  bool client_only = false;
+};
+struct CompletionCommand {
+  std::string shell;
+};
+
+using Command =
+    std::variant<DaemonCommand, ConfigCheckCommand, ImageEnsureCommand,
+                 ImageGetCommand, ImageListCommand, ImageWatchCommand,
+                 ImageRemoveCommand, ImageVerifyCommand, ImageExportCommand,
+                 DiskListCommand, DiskAddCommand, DiskRemoveCommand,
+                 VersionCommand, CompletionCommand>;
+
+struct Invocation {
+  ClientOptions client;
+  Command command;
+};
+
+// Nothing to run: help to print on standard output (kOk), or what is wrong
+// with the arguments, one line for standard error (kUsage).
+struct ParseEnd {
+  ExitCode exit_code = ExitCode::kOk;
+  std::string text;
+};
+
+// `arguments` without the program's name.
+std::variant<Invocation, ParseEnd> ParseCommandLine(
+    const std::vector<std::string>& arguments, const Environment& environment);
+
+// A command with its options and subcommands.
+struct OptionNode {
+  std::vector<std::string> names;  // "-o", "--output"
+  std::string help;
+  bool takes_value = false;
+  std::vector<std::string> choices;  // of the value; empty: any
+  bool is_path = false;              // the value is a file or directory
+};
+struct CommandNode {
+  std::string name;
+  std::string help;
+  std::vector<OptionNode> options;
+  std::vector<CommandNode> commands;
+  // Choices of the positional argument, as of `completion`.
+  std::vector<std::string> argument_choices;
+  bool argument_is_path = false;
+};
+// The root is `bim` itself; its options hold for the commands below it too.
+CommandNode DescribeCommands();
+
+}  // namespace bim::daemon

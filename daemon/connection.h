@@ -1,0 +1,84 @@
+// A client command's line to the daemon: calls with a deadline, and what their
+// failures mean for the person and the exit code.
+//
+// Blocks. One thread.
+#pragma once
+
+#include <grpcpp/client_context.h>
+
+#include <chrono>
+#include <memory>
+#include <optional>
+#include <stop_token>
+#include <string>
+#include <utility>
+
+#include "bim/v1/node.grpc.pb.h"
+#include "daemon/exit_code.h"
+#include "pkg/api/client.h"
+#include "pkg/base/status.h"
+
+namespace bim::daemon {
+
+// How a command ended; `message` goes to standard error unless empty.
+struct CommandEnd {
+  ExitCode exit_code = ExitCode::kOk;
+  std::string message;
+
+  bool ok() const { return exit_code == ExitCode::kOk; }
+};
+
+// The exit code of a failure that the daemon (or a file) answered with.
+ExitCode ExitCodeOf(base::Code code);
+
+// Where the daemon is when nobody says: its socket if there is one, else the
+// default TCP address.
+std::string DefaultAddress();
+
+class Connection {
+ public:
+  // Connects; `timeout` is that of --timeout, from now on. kUnreachable, or
+  // kUsage when `address` is none.
+  static CommandEnd Open(const std::string& address,
+                         std::optional<std::chrono::milliseconds> timeout,
+                         std::unique_ptr<Connection>& connection);
+
+  const std::string& address() const { return client_->address(); }
+  v1::ImageService::Stub& images() { return client_->images(); }
+  v1::DiskService::Stub& disks() { return client_->disks(); }
+  v1::VersionService::Stub& version() { return client_->version(); }
+  // When --timeout passes; nullopt without one.
+  std::optional<std::chrono::steady_clock::time_point> deadline() const {
+    return deadline_;
+  }
+
+  // A call that answers at once: `stub.*method(request, response)`.
+  template <typename Stub, typename Request, typename Response>
+  CommandEnd Call(Stub& stub,
+                  grpc::Status (Stub::*method)(grpc::ClientContext*,
+                                               const Request&, Response*),
+                  const Request& request, Response& response) {
+    grpc::ClientContext context;
+    api::Client::PrepareContext(context, TimeLeft());
+    return Explain((stub.*method)(&context, request, &response));
+  }
+
+  // What a status means. kOk for OK.
+  CommandEnd Explain(const grpc::Status& status) const;
+  // After the daemon went away: tries until it is back (true), `wait` passed or
+  // `stop` was requested. The stubs are others afterwards.
+  bool Reconnect(std::chrono::milliseconds wait, std::stop_token stop);
+
+ private:
+  Connection(std::unique_ptr<api::Client> client,
+             std::optional<std::chrono::steady_clock::time_point> deadline)
+      : client_(std::move(client)), deadline_(deadline) {}
+
+  // For a call that answers at once; at least 1 ms.
+  std::chrono::milliseconds TimeLeft() const;
+
+  std::unique_ptr<api::Client> client_;
+  const std::optional<std::chrono::steady_clock::time_point> deadline_;
+};
+
+}  // namespace bim::daemon

@@ -1,0 +1,23 @@
+// The client commands that wait: ensure --wait, watch, verify. Each shows
+// progress on a terminal and ends by itself, by --timeout or by Ctrl-C; none
+// of these ends cancels work of the daemon.
+#pragma once
+
+#include "bim/v1/node.pb.h"
+#include "daemon/command_line.h"
+#include "daemon/connection.h"
+
+namespace bim::daemon {
+
+// Waits until every copy of `image` is ready (kOk), or one failed and none is
+// being worked on (kImageFailed). `image` gets the last state seen. Survives a
+// restart of the daemon that takes less than 30 s.
+CommandEnd AwaitImage(Connection& connection, bim::v1::Image& image);
+
+CommandEnd WatchImages(Connection& connection, const ImageWatchCommand& command,
+                       OutputFormat output);
+
+CommandEnd VerifyImage(Connection& connection,
+                       const ImageVerifyCommand& command, OutputFormat output);
+
+}  // namespace bim::daemon

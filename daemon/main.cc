@@ -1,0 +1,109 @@
+// `bim`: words in, exit code out. Everything else is in the files beside.
+#include <stdlib.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <string>
+#include <string_view>
+#include <variant>
+#include <vector>
+
+#include "daemon/client.h"
+#include "daemon/command_line.h"
+#include "daemon/completion.h"
+#include "daemon/config_check.h"
+#include "daemon/load_config.h"
+#include "daemon/serve.h"
+
+namespace bim::daemon {
+namespace {
+
+// One line each, so that every line of standard error says who speaks.
+void PrintProblem(std::string_view text) {
+  while (!text.empty()) {
+    const std::string_view line = text.substr(0, text.find('\n'));
+    std::fprintf(stderr, "bim: %.*s\n", static_cast<int>(line.size()),
+                 line.data());
+    text.remove_prefix(std::min(text.size(), line.size() + 1));
+  }
+}
+
+ExitCode RunDaemonCommand(const DaemonCommand& command,
+                          const Environment& environment) {
+  const auto loaded =
+      LoadConfig(command.config_path, environment, command.flags);
+  if (!loaded.ok()) {
+    PrintProblem(loaded.status().message());
+    return ExitCode::kUsage;
+  }
+  const base::Status ended = Serve(*loaded);
+  if (ended.ok()) return ExitCode::kOk;
+  PrintProblem(ended.message());
+  return ExitCode::kFailed;
+}
+
+ExitCode RunConfigCheck(const ConfigCheckCommand& command, OutputFormat output,
+                        const Environment& environment) {
+  const auto loaded =
+      LoadConfig(command.config_path, environment, command.flags);
+  const std::string report = output == OutputFormat::kJson
+                                 ? ConfigReportJson(loaded)
+                                 : ConfigReport(loaded);
+  std::fputs(report.c_str(), stdout);
+  if (loaded.ok()) return ExitCode::kOk;
+  PrintProblem(loaded.status().message());
+  return ExitCode::kUsage;
+}
+
+ExitCode RunCompletion(const CompletionCommand& command) {
+  const auto script = CompletionScript(DescribeCommands(), command.shell);
+  if (!script.ok()) {
+    PrintProblem(script.status().message());
+    return ExitCode::kUsage;
+  }
+  std::fputs(script->c_str(), stdout);
+  return ExitCode::kOk;
+}
+
+ExitCode Main(const std::vector<std::string>& arguments) {
+  const Environment environment = CurrentEnvironment();
+  const auto parsed = ParseCommandLine(arguments, environment);
+  if (const auto* end = std::get_if<ParseEnd>(&parsed)) {
+    if (end->exit_code == ExitCode::kOk) {
+      std::fputs(end->text.c_str(), stdout);
+    } else {
+      PrintProblem(end->text);
+    }
+    return end->exit_code;
+  }
+  const auto& invocation = std::get<Invocation>(parsed);
+  if (const auto* daemon = std::get_if<DaemonCommand>(&invocation.command)) {
+    return RunDaemonCommand(*daemon, environment);
+  }
+  if (const auto* check =
+          std::get_if<ConfigCheckCommand>(&invocation.command)) {
+    return RunConfigCheck(*check, invocation.client.output, environment);
+  }
+  if (const auto* completion =
+          std::get_if<CompletionCommand>(&invocation.command)) {
+    return RunCompletion(*completion);
+  }
+  // gRPC's own lines would hide ours; who debugs it sets the variable.
+  setenv("GRPC_VERBOSITY", "NONE", /*overwrite=*/0);
+  const CommandEnd end = RunClientCommand(invocation);
+  PrintProblem(end.message);
+  return end.exit_code;
+}
+
+}  // namespace
+}  // namespace bim::daemon
+
+int main(int argc, char** argv) {
+  const auto code = bim::daemon::Main({argv + 1, argv + argc});
+  // What was printed must have arrived, too: a full disk is a failure.
+  if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0) {
+    std::fputs("bim: cannot write to standard output\n", stderr);
+    return static_cast<int>(bim::daemon::ExitCode::kFailed);
+  }
+  return static_cast<int>(code);
+}

@@ -1,0 +1,25 @@
+// What the daemon answered, as tables for people and as JSON. Pure.
+#pragma once
+
+#include <string>
+
+#include "bim/v1/node.pb.h"
+
+namespace bim::daemon {
+
+// One line an image.
+std::string RenderImages(const bim::v1::ListResponse& images);
+// Everything about one, its copies as a table.
+std::string RenderImage(const bim::v1::Image& image);
+// One line a disk.
+std::string RenderDisks(const bim::v1::ListDisksResponse& disks);
+
+// "ready", "in-progress 45%", "failed: cannot ...".
+std::string RenderState(const bim::v1::Image& image);
+// 0 to 100, over the wanted copies.
+int ProgressPercent(const bim::v1::Image& image);
+
+// Proto3 JSON with snake_case keys and every field, on one line or indented.
+std::string ToJson(const google::protobuf::Message& message, bool indented);
+
+}  // namespace bim::daemon

@@ -1,0 +1,262 @@
+#include "daemon/serve.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+#include <grpc/support/log.h>
+#include <malloc.h>
+#include <signal.h>
+#include <systemd/sd-daemon.h>
+#include <unistd.h>
+
+#include <boost/asio/signal_set.hpp>
+#include <chrono>
+#include <cstring>
+#include <filesystem>
+#include <future>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "daemon/state_dir.h"
+#include "pkg/api/address.h"
+#include "pkg/api/data_server.h"
+#include "pkg/api/listener.h"
+#include "pkg/api/node_server.h"
+#include "pkg/base/log.h"
+#include "pkg/exec/event_loop.h"
+#include "pkg/exec/worker_pool.h"
+#include "pkg/http/server.h"
+#include "pkg/manager/manager.h"
+#include "pkg/meta/version.h"
+
+namespace bim::daemon {
+namespace {
+
+// Calls of the API that touch disks, and readers of the data port. Threads are
+// started on demand and leave when idle.
+constexpr size_t kApiThreads = 16;
+constexpr size_t kDataThreads = 16;
+// For calls that are under way at the stop.
+constexpr std::chrono::seconds kShutdownGrace{5};
+
+// The idle daemon's memory: glibc gives each thread an arena of its own, which
+// buys nothing here (the work is I/O).
+void BoundMemory() {
+  mallopt(M_ARENA_MAX, 2);
+  mallopt(M_TRIM_THRESHOLD, 256 << 10);
+}
+
+void IgnoreSignals() {
+  // A peer that is gone is an error of write(2); a lease on an image file that
+  // someone opens raises SIGIO.
+  signal(SIGPIPE, SIG_IGN);
+  signal(SIGIO, SIG_IGN);
+}
+
+void LogLineOfGrpc(gpr_log_func_args* line) {
+  if (line->severity == GPR_LOG_SEVERITY_ERROR) {
+    BIM_LOG_WARN("gRPC: {}", line->message);
+  } else {
+    BIM_LOG_DEBUG("gRPC: {}", line->message);
+  }
+}
+
+// The first SIGTERM or SIGINT sets the future, the second ends the process.
+class StopSignal {
+ public:
+  explicit StopSignal(exec::EventLoop& loop)
+      : loop_(loop),
+        stop_signals_(loop.context(), SIGTERM, SIGINT),
+        hangups_(loop.context(), SIGHUP) {
+    AwaitStop(/*first=*/true);
+    AwaitHangup();
+  }
+
+  // The signal sets belong to the loop's thread, so they are silenced there.
+  ~StopSignal() {
+    std::promise<void> silent;
+    loop_.Post([&] {
+      stop_signals_.cancel();
+      hangups_.cancel();
+      silent.set_value();
+    });
+    silent.get_future().wait();
+  }
+  StopSignal(const StopSignal&) = delete;
+  StopSignal& operator=(const StopSignal&) = delete;
+
+  void Wait() { stopped_.get_future().wait(); }
+
+ private:
+  void AwaitStop(bool first) {
+    stop_signals_.async_wait(
+        [this, first](const boost::system::error_code& error, int number) {
+          if (error) return;
+          if (!first) {
+            BIM_LOG_WARN("second {}: exiting at once", strsignal(number));
+            _exit(1);
+          }
+          BIM_LOG_INFO("{}: stopping", strsignal(number));
+          stopped_.set_value();
+          AwaitStop(/*first=*/false);
+        });
+  }
+  void AwaitHangup() {
+    hangups_.async_wait([this](const boost::system::error_code& error, int) {
+      if (error) return;
+      BIM_LOG_INFO("SIGHUP ignored: restart to apply a changed configuration");
+      AwaitHangup();
+    });
+  }
+
+  exec::EventLoop& loop_;
+  boost::asio::signal_set stop_signals_;
+  boost::asio::signal_set hangups_;
+  std::promise<void> stopped_;
+};
+
+struct Listeners {
+  std::vector<base::UniqueFd> api;
+  base::UniqueFd data;  // empty: off
+  Endpoints bound;
+};
+
+base::Result<Listeners> OpenListeners(const Config& config) {
+  Listeners listeners;
+  for (const std::string& address : config.listen) {
+    BIM_ASSIGN_OR_RETURN(api::Listener listener, api::Listen(address));
+    listeners.api.push_back(std::move(listener.fd));
+    listeners.bound.api.push_back(listener.address);
+  }
+  if (!config.socket.empty()) {
+    BIM_ASSIGN_OR_RETURN(const api::Address address,
+                         api::ParseAddress(config.socket));
+    // Its directory is usually on a tmpfs. One level only: a typing mistake
+    // makes no tree.
+    std::error_code ignored;  // Listen says what is wrong
+    std::filesystem::create_directory(
+        std::filesystem::path(address.path).parent_path(), ignored);
+    BIM_ASSIGN_OR_RETURN(api::Listener listener, api::Listen(config.socket));
+    listeners.api.push_back(std::move(listener.fd));
+    listeners.bound.socket = listener.address;
+  }
+  if (!config.data_listen.empty()) {
+    BIM_ASSIGN_OR_RETURN(api::Listener listener,
+                         api::Listen(config.data_listen));
+    listeners.data = std::move(listener.fd);
+    listeners.bound.data = listener.address;
+  }
+  return listeners;
+}
+
+manager::Options ManagerOptions(const Config& config,
+                                const std::string& manager_id,
+                                const Endpoints& bound) {
+  manager::Options options;
+  options.manager_id = manager_id;
+  options.version = meta::Version();
+  options.endpoint = bound.socket.empty() ? bound.api.front() : bound.socket;
+  options.state_dir = config.state_dir;
+  options.disk_paths = config.disk_paths;
+  options.max_transfers = config.max_transfers;
+  options.backoff_first = config.backoff_first;
+  options.backoff_max = config.backoff_max;
+  options.disk_check_interval = config.check_interval;
+  options.file_mode = config.file_mode;
+  options.transfer = config.transfer;
+  return options;
+}
+
+std::string DescribeDisks(const std::vector<manager::DiskStatus>& disks) {
+  if (disks.empty()) return "none";
+  std::vector<std::string> texts;
+  for (const manager::DiskStatus& disk : disks) {
+    texts.push_back(fmt::format("{} ({})", disk.path, disk.state));
+  }
+  return fmt::format("{}", fmt::join(texts, ", "));
+}
+
+std::string DescribeEndpoints(const Endpoints& bound) {
+  std::vector<std::string> api = bound.api;
+  if (!bound.socket.empty()) api.push_back(bound.socket);
+  return fmt::format("API on {}, data on {}", fmt::join(api, ", "),
+                     bound.data.empty() ? "nothing" : bound.data);
+}
+
+// From here on there are disks to give back. The locals are destroyed in the
+// reverse of this order: what uses the manager ends before it.
+base::Status RunManager(const Config& config, const StateDir& state,
+                        const std::string& manager_id, Listeners listeners,
+                        exec::EventLoop& loop, StopSignal& stop_signal) {
+  const Endpoints bound = listeners.bound;
+  BIM_ASSIGN_OR_RETURN(
+      const std::unique_ptr<manager::Manager> manager,
+      manager::Manager::Create(ManagerOptions(config, manager_id, bound),
+                               loop));
+  exec::WorkerPool api_pool("bim-api", kApiThreads);
+  exec::WorkerPool data_pool("bim-data", kDataThreads);
+  manager->Start();
+
+  std::unique_ptr<http::Server> data_server;
+  if (listeners.data) {
+    BIM_ASSIGN_OR_RETURN(
+        data_server,
+        http::Server::Start(loop, data_pool, std::move(listeners.data),
+                            api::DataHandler(*manager), {}));
+  }
+  api::NodeServer::Options server_options;
+  server_options.manager_id = manager_id;
+  server_options.data_endpoint = bound.data;
+  BIM_ASSIGN_OR_RETURN(
+      const std::unique_ptr<api::NodeServer> server,
+      api::NodeServer::Start(server_options, *manager, loop, api_pool,
+                             std::move(listeners.api)));
+  BIM_RETURN_IF_ERROR(state.WriteEndpoints(bound));
+
+  const std::string disks = DescribeDisks(manager->ListDisks());
+  BIM_LOG_INFO("bim {} is ready: {}; disks: {}", meta::Version(),
+               DescribeEndpoints(bound), disks);
+  sd_notifyf(0, "READY=1\nSTATUS=%s; disks: %s",
+             DescribeEndpoints(bound).c_str(), disks.c_str());
+
+  stop_signal.Wait();
+  sd_notify(0, "STOPPING=1\nSTATUS=Stopping: transfers stay resumable");
+  if (const base::Status removed = state.RemoveEndpoints(); !removed.ok()) {
+    BIM_LOG_WARN("{}", removed.message());
+  }
+  server->Shutdown(kShutdownGrace);
+  data_server.reset();
+  manager->Stop();
+  api_pool.Shutdown();
+  data_pool.Shutdown();
+  BIM_LOG_INFO("stopped");
+  return base::OkStatus();
+}
+
+}  // namespace
+
+base::Status Serve(const EffectiveConfig& effective) {
+  const Config& config = effective.config;
+  BoundMemory();
+  IgnoreSignals();
+  BIM_RETURN_IF_ERROR(base::InitLog(config.log_level, config.log_json));
+  gpr_set_log_function(LogLineOfGrpc);
+  for (const std::string& warning : effective.warnings) {
+    BIM_LOG_WARN("{}", warning);
+  }
+
+  BIM_ASSIGN_OR_RETURN(const StateDir state, StateDir::Open(config.state_dir));
+  std::string manager_id = config.manager_id;
+  if (manager_id.empty()) {
+    BIM_ASSIGN_OR_RETURN(manager_id, state.ManagerId());
+  }
+  BIM_ASSIGN_OR_RETURN(Listeners listeners, OpenListeners(config));
+
+  exec::EventLoop loop;
+  StopSignal stop_signal(loop);
+  return RunManager(config, state, manager_id, std::move(listeners), loop,
+                    stop_signal);
+}
+
+}  // namespace bim::daemon

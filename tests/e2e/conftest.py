@@ -1,0 +1,134 @@
+"""Fixtures: everything that a test starts or mounts is ended and taken away,
+whatever happens to the test."""
+
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+sys.dont_write_bytecode = True
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from lib.client import Client  # noqa: E402
+from lib.daemon import BINARY, Daemon  # noqa: E402
+from lib.deadline import SLOWDOWN  # noqa: E402
+from lib.disks import DiskMaker  # noqa: E402
+from lib.servers import Nginx, Origin  # noqa: E402
+
+KEEP = os.environ.get("BIM_TEST_KEEP") == "1"
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        marker = item.get_closest_marker("timeout")
+        seconds = marker.args[0] if marker else 120
+        if SLOWDOWN != 1:
+            item.add_marker(pytest.mark.timeout(seconds * SLOWDOWN), append=False)
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item, call):
+    outcome = yield
+    report = outcome.get_result()
+    if report.when == "call":
+        item.call_failed = report.failed
+    if report.failed:
+        for daemon in getattr(item, "daemons", []):
+            report.sections.append(
+                (f"log of {daemon.directory.name}", daemon.log()[-6000:]))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def binary():
+    if not BINARY.exists():
+        pytest.exit(f"{BINARY} does not exist: build it, or set BIM_BINARY", 3)
+    return BINARY
+
+
+@pytest.fixture
+def scratch(request):
+    """A directory of this test's own, gone afterwards (BIM_TEST_KEEP=1 keeps
+    those of tests that failed)."""
+    path = Path(tempfile.mkdtemp(prefix="bim-e2e-",
+                                 dir=os.environ.get("BIM_TEST_TMP")))
+    # Unprivileged readers must be able to reach the images.
+    path.chmod(0o755)
+    yield path
+    if KEEP and getattr(request.node, "call_failed", True):
+        print(f"kept: {path}")
+    else:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture
+def disks(scratch):
+    maker = DiskMaker(scratch / "disks")
+    (scratch / "disks").mkdir()
+    yield maker
+    maker.close()
+
+
+@pytest.fixture
+def start_daemon(request, scratch, disks):
+    """start_daemon([disks], config={...}, env={...}) -> a running Daemon."""
+    request.node.daemons = started = []
+
+    def start(on=(), config=None, env=None, run=True, directory=None, **options):
+        daemon = Daemon(scratch / (directory or f"daemon{len(started) + 1}"),
+                        on, config, env, **options)
+        started.append(daemon)
+        return daemon.start() if run else daemon
+
+    yield start
+    try:
+        if not getattr(request.node, "call_failed", True):
+            for daemon in started:
+                if daemon.process is not None:
+                    daemon.close()
+    finally:
+        for daemon in started:
+            daemon.abandon()
+
+
+@pytest.fixture
+def connect():
+    """connect(target) -> another Client."""
+    clients = []
+
+    def new(target):
+        clients.append(Client(target))
+        return clients[-1]
+
+    yield new
+    for client in clients:
+        client.close()
+
+
+@pytest.fixture
+def files(scratch):
+    """Where images are made that servers or file:// offer."""
+    path = scratch / "files"
+    path.mkdir()
+    return path
+
+
+@pytest.fixture
+def origin():
+    server = Origin()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def nginx(scratch, files):
+    server = Nginx(scratch / "nginx", files)
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def disk(disks):
+    return disks.directory("one")

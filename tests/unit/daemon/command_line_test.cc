@@ -1,0 +1,209 @@
+#include "daemon/command_line.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <functional>
+#include <sstream>
+
+#include "daemon/completion.h"
+
+namespace bim::daemon {
+namespace {
+
+using testing::AllOf;
+using testing::ElementsAre;
+using testing::HasSubstr;
+using testing::StartsWith;
+
+std::variant<Invocation, ParseEnd> Parse(const std::string& line,
+                                         const Environment& environment = {}) {
+  std::istringstream in(line);
+  std::vector<std::string> words;
+  for (std::string word; in >> word;) words.push_back(word);
+  return ParseCommandLine(words, environment);
+}
+
+template <typename C>
+C Parsed(const std::string& line) {
+  auto parsed = Parse(line);
+  if (const auto* end = std::get_if<ParseEnd>(&parsed)) {
+    ADD_FAILURE() << line << ": " << end->text;
+    return {};
+  }
+  return std::get<C>(std::get<Invocation>(parsed).command);
+}
+
+std::string Mistake(const std::string& line) {
+  auto parsed = Parse(line);
+  const auto* end = std::get_if<ParseEnd>(&parsed);
+  if (!end) return "(no mistake)";
+  EXPECT_EQ(end->exit_code, ExitCode::kUsage) << line;
+  EXPECT_EQ(end->text.find('\n'), std::string::npos) << end->text;
+  return end->text;
+}
+
+TEST(ParseCommandLine, ReadsEnsure) {
+  const auto ensure = Parsed<ImageEnsureCommand>(
+      "image ensure --disk a --disk /b debian --url https://x/y --uuid u "
+      "--size 1GiB --credential c --wait");
+  EXPECT_EQ(ensure.name, "debian");
+  EXPECT_EQ(ensure.uuid, "u");
+  EXPECT_EQ(ensure.url, "https://x/y");
+  EXPECT_EQ(ensure.credential, "c");
+  EXPECT_EQ(ensure.size_bytes, uint64_t{1} << 30);
+  EXPECT_THAT(ensure.disks, ElementsAre("a", "/b"));
+  EXPECT_TRUE(ensure.wait);
+  EXPECT_FALSE(ensure.all);
+}
+
+TEST(ParseCommandLine, ReadsEveryCommand) {
+  EXPECT_EQ(Parsed<ImageGetCommand>("image get list --uuid u").name, "list");
+  Parsed<ImageListCommand>("image list");
+  EXPECT_EQ(Parsed<ImageWatchCommand>("image watch").name, "");
+  EXPECT_EQ(Parsed<ImageWatchCommand>("image watch n").name, "n");
+  EXPECT_TRUE(Parsed<ImageRemoveCommand>("image remove n --force").force);
+  EXPECT_THAT(Parsed<ImageVerifyCommand>("image verify n --disk d").disks,
+              ElementsAre("d"));
+  EXPECT_EQ(Parsed<ImageExportCommand>("image export n -f -").file, "-");
+  Parsed<DiskListCommand>("disk list");
+  EXPECT_TRUE(Parsed<DiskAddCommand>("disk add /d --init").init);
+  EXPECT_EQ(Parsed<DiskRemoveCommand>("disk remove /d").disk, "/d");
+  EXPECT_TRUE(Parsed<VersionCommand>("version --client-only").client_only);
+  EXPECT_EQ(Parsed<ConfigCheckCommand>("config check --config /c").config_path,
+            "/c");
+  EXPECT_EQ(Parsed<CompletionCommand>("completion zsh").shell, "zsh");
+}
+
+TEST(ParseCommandLine, GlobalOptionsStandAnywhere) {
+  for (const char* line :
+       {"--address unix:/s -o json --timeout 5s image list",
+        "image --address=unix:/s list -o json --timeout=5s",
+        "image list --timeout 5s --output json --address unix:/s"}) {
+    const auto parsed = Parse(line);
+    const auto& client = std::get<Invocation>(parsed).client;
+    EXPECT_EQ(client.address, "unix:/s");
+    EXPECT_EQ(client.output, OutputFormat::kJson);
+    EXPECT_EQ(client.timeout, std::chrono::seconds(5));
+  }
+}
+
+TEST(ParseCommandLine, AddressComesFromTheEnvironment) {
+  const Environment environment = {{"BIM_ADDRESS", "h:1"}};
+  EXPECT_EQ(std::get<Invocation>(Parse("image list", environment)).client.address,
+            "h:1");
+  EXPECT_EQ(std::get<Invocation>(Parse("image list --address g:2", environment))
+                .client.address,
+            "g:2");
+}
+
+TEST(ParseCommandLine, EverySettingIsAFlagOfTheDaemon) {
+  const auto daemon = Parsed<DaemonCommand>(
+      "daemon --config /c --disk /a --disks-paths /b --log-level debug");
+  EXPECT_EQ(daemon.config_path, "/c");
+  ASSERT_EQ(daemon.flags.size(), 2u);
+  EXPECT_EQ(daemon.flags[0].name, "disks.paths");
+  EXPECT_THAT(daemon.flags[0].values, ElementsAre("/a", "/b"));
+  EXPECT_EQ(daemon.flags[1].name, "log.level");
+  EXPECT_THAT(daemon.flags[1].values, ElementsAre("debug"));
+  for (const Setting& setting : Settings()) {
+    for (const char* command : {"daemon ", "config check "}) {
+      const auto parsed = Parse(command + setting.FlagName() + " x");
+      EXPECT_TRUE(std::holds_alternative<Invocation>(parsed))
+          << setting.FlagName();
+    }
+  }
+}
+
+TEST(ParseCommandLine, MistakesReadWell) {
+  EXPECT_EQ(Mistake("image ensure debian"),
+            "bim image ensure: --url is required (see bim image ensure --help)");
+  EXPECT_EQ(Mistake("image ensrue debian"),
+            "bim image: unknown command \"ensrue\"; did you mean \"ensure\"? "
+            "(see bim image --help)");
+  EXPECT_EQ(Mistake("nonsense"),
+            "bim: unknown command \"nonsense\"; expected daemon, image, disk, "
+            "version, config, completion (see bim --help)");
+  EXPECT_EQ(Mistake("image list -o yaml"),
+            "bim image list: --output: expected table or json, found \"yaml\" "
+            "(see bim image list --help)");
+  EXPECT_EQ(Mistake("image remove n --forse"),
+            "bim image remove: unknown option --forse; did you mean "
+            "\"--force\"? (see bim image remove --help)");
+  EXPECT_EQ(Mistake("image get a b"),
+            "bim image get: unexpected argument \"b\" (see bim image get "
+            "--help)");
+  EXPECT_THAT(Mistake(""), StartsWith("bim: expected a command: daemon, "));
+  EXPECT_THAT(Mistake("image"),
+              StartsWith("bim image: expected a command: ensure, "));
+  EXPECT_THAT(Mistake("image ensure n --url"), HasSubstr("--url needs a value"));
+  EXPECT_THAT(Mistake("image ensure n --url u --sha512 ab"),
+              HasSubstr("128 hex digits"));
+  EXPECT_THAT(Mistake("image ensure n --url u --size 4q"), HasSubstr("--size"));
+  EXPECT_THAT(Mistake("image ensure n --url u --all --disk d"),
+              HasSubstr("excludes"));
+  EXPECT_THAT(Mistake("--timeout 0s image list"), HasSubstr("--timeout"));
+  EXPECT_THAT(Mistake("--timeout 5 image list"), HasSubstr("expected a duration"));
+  EXPECT_THAT(Mistake("completion tcsh"),
+              HasSubstr("expected bash, zsh or fish, found \"tcsh\""));
+}
+
+TEST(ParseCommandLine, HelpTellsTheExitCodes) {
+  const auto end = std::get<ParseEnd>(Parse("--help"));
+  EXPECT_EQ(end.exit_code, ExitCode::kOk);
+  EXPECT_THAT(end.text, HasSubstr(kExitCodeHelp));
+  EXPECT_THAT(std::get<ParseEnd>(Parse("image ensure --help")).text,
+              AllOf(HasSubstr("Usage: bim image ensure"), HasSubstr("--url"),
+                    HasSubstr("--address")));
+}
+
+TEST(CompletionScript, ContainsEveryCommandAndOption) {
+  const CommandNode root = DescribeCommands();
+  for (const char* shell : {"bash", "zsh", "fish"}) {
+    const auto script = CompletionScript(root, shell);
+    ASSERT_TRUE(script.ok());
+    int seen = 0;
+    std::function<void(const CommandNode&, const std::string&)> check =
+        [&](const CommandNode& node, const std::string& path) {
+          ++seen;
+          if (!path.empty()) {
+            EXPECT_THAT(*script, HasSubstr("'" + path + "'")) << shell;
+          }
+          for (const OptionNode& option : node.options) {
+            for (const std::string& name : option.names) {
+              const bool fish = std::string(shell) == "fish";
+              const std::string word =
+                  !fish                     ? name
+                  : name.starts_with("--") ? "-l " + name.substr(2)
+                                           : "-s " + name.substr(1);
+              EXPECT_THAT(*script, HasSubstr(word)) << shell;
+            }
+          }
+          for (const CommandNode& child : node.commands) {
+            check(child, path.empty() ? child.name : path + " " + child.name);
+          }
+        };
+    check(root, "");
+    EXPECT_EQ(seen, 18) << "commands, groups and the root";
+  }
+  EXPECT_FALSE(CompletionScript(root, "tcsh").ok());
+}
+
+TEST(DescribeCommands, KnowsValuesAndChoices) {
+  const CommandNode root = DescribeCommands();
+  bool found = false;
+  for (const OptionNode& option : root.options) {
+    if (option.names != std::vector<std::string>{"-o", "--output"}) continue;
+    found = true;
+    EXPECT_TRUE(option.takes_value);
+    EXPECT_THAT(option.choices, ElementsAre("table", "json"));
+  }
+  EXPECT_TRUE(found);
+  for (const CommandNode& command : root.commands) {
+    if (command.name != "completion") continue;
+    EXPECT_THAT(command.argument_choices, ElementsAre("bash", "zsh", "fish"));
+  }
+}
+
+}  // namespace
+}  // namespace bim::daemon

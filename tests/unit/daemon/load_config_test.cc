@@ -1,0 +1,307 @@
+#include "daemon/load_config.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <nlohmann/json.hpp>
+
+#include "daemon/config_check.h"
+
+namespace bim::daemon {
+namespace {
+
+using std::chrono::seconds;
+using testing::ElementsAre;
+using testing::HasSubstr;
+using testing::Not;
+
+// Everything from text, as in the daemon.
+base::Result<EffectiveConfig> Load(std::string_view file,
+                                   const Environment& environment = {},
+                                   const std::vector<FlagValue>& flags = {}) {
+  BIM_ASSIGN_OR_RETURN(const ConfigFile parsed,
+                       ParseConfigFile("/etc/bim/bim.toml", file));
+  return MergeConfig(parsed, environment, flags);
+}
+
+std::string ProblemOf(std::string_view file,
+                      const Environment& environment = {},
+                      const std::vector<FlagValue>& flags = {}) {
+  const auto loaded = Load(file, environment, flags);
+  if (loaded.ok()) return "(no problem)";
+  EXPECT_EQ(loaded.status().code(), base::Code::kInvalidArgument);
+  return loaded.status().message();
+}
+
+std::string OriginOf(const EffectiveConfig& effective, std::string_view name) {
+  for (size_t i = 0; i < Settings().size(); ++i) {
+    if (Settings()[i].Name() == name) return effective.values[i].origin;
+  }
+  return "(no such setting)";
+}
+
+TEST(Settings, DefaultsAreThoseOfTheContract) {
+  const auto loaded = MergeConfig(std::nullopt, {}, {});
+  ASSERT_TRUE(loaded.ok()) << loaded.status().message();
+  const Config& config = loaded->config;
+  EXPECT_EQ(config.state_dir, "/var/lib/bim");
+  EXPECT_EQ(config.manager_id, "");
+  EXPECT_THAT(config.listen, ElementsAre("127.0.0.1:9500"));
+  EXPECT_EQ(config.socket, "unix:/run/bim/bim.sock");
+  EXPECT_EQ(config.data_listen, "127.0.0.1:9501");
+  EXPECT_TRUE(config.disk_paths.empty());
+  EXPECT_EQ(config.check_interval, seconds(5));
+  EXPECT_EQ(config.file_mode, 0644u);
+  EXPECT_EQ(config.max_transfers, 8u);
+  EXPECT_FALSE(config.transfer.allow_file);
+  EXPECT_EQ(config.transfer.max_image_size, uint64_t{16} << 40);
+  EXPECT_EQ(config.transfer.deadlines.connect, seconds(30));
+  EXPECT_EQ(config.transfer.deadlines.first_byte, seconds(60));
+  EXPECT_EQ(config.transfer.deadlines.stall, seconds(30));
+  EXPECT_EQ(config.transfer.deadlines.min_rate, 1024u);
+  EXPECT_EQ(config.transfer.deadlines.min_rate_window, seconds(60));
+  EXPECT_EQ(config.transfer.retry.max_tries, 5);
+  EXPECT_EQ(config.transfer.retry.first, seconds(1));
+  EXPECT_EQ(config.transfer.retry.max, seconds(30));
+  EXPECT_EQ(config.backoff_first, seconds(60));
+  EXPECT_EQ(config.backoff_max, seconds(300));
+  EXPECT_EQ(config.log_level, "info");
+  EXPECT_FALSE(config.log_json);
+  EXPECT_TRUE(loaded->warnings.empty());
+}
+
+TEST(Settings, NamesAreUniqueAndComplete) {
+  std::set<std::string> names;
+  for (const Setting& setting : Settings()) {
+    EXPECT_TRUE(names.insert(setting.Name()).second) << setting.Name();
+    EXPECT_NE(setting.store, nullptr) << setting.Name();
+    EXPECT_FALSE(setting.help.empty()) << setting.Name();
+    EXPECT_NE(setting.help.back(), '.') << setting.Name();
+  }
+  EXPECT_EQ(Settings()[4].EnvName(), "BIM_API_DATA_LISTEN");
+  EXPECT_EQ(Settings()[4].FlagName(), "--api-data-listen");
+}
+
+TEST(MergeConfig, LaterSourcesWin) {
+  const char* file =
+      "[log]\n"
+      "level = \"debug\"\n"
+      "[disks]\n"
+      "paths = [\"/a\", \"/b\"]\n"
+      "check_interval = \"10s\"\n"
+      "[transfers]\n"
+      "max = 3\n";
+  const auto loaded =
+      Load(file,
+           {{"BIM_TRANSFERS_MAX", "4"},
+            {"BIM_DISKS_CHECK_INTERVAL", "20s"},
+            {"HOME", "/root"}},
+           {{"transfers.max", {"5"}}, {"disks.paths", {"/c"}}});
+  ASSERT_TRUE(loaded.ok()) << loaded.status().message();
+  EXPECT_EQ(loaded->config.log_level, "debug");
+  EXPECT_EQ(loaded->config.check_interval, seconds(20));
+  EXPECT_EQ(loaded->config.max_transfers, 5u);
+  EXPECT_THAT(loaded->config.disk_paths, ElementsAre("/c"));
+  EXPECT_EQ(OriginOf(*loaded, "log.level"), "/etc/bim/bim.toml:2");
+  EXPECT_EQ(OriginOf(*loaded, "disks.check_interval"),
+            "environment BIM_DISKS_CHECK_INTERVAL");
+  EXPECT_EQ(OriginOf(*loaded, "transfers.max"), "flag --transfers-max");
+  EXPECT_EQ(OriginOf(*loaded, "log.format"), "default");
+}
+
+TEST(MergeConfig, ListsInTheEnvironmentAreSeparatedByCommas) {
+  const auto loaded = Load("", {{"BIM_DISKS_PATHS", "/a, /b,"},
+                                {"BIM_API_SOCKET", ""}});
+  ASSERT_TRUE(loaded.ok()) << loaded.status().message();
+  EXPECT_THAT(loaded->config.disk_paths, ElementsAre("/a", "/b"));
+  EXPECT_EQ(loaded->config.socket, "");
+}
+
+TEST(MergeConfig, ReadsEveryKindFromTheFile) {
+  const auto loaded = Load(
+      "node.state_dir = \"/s\"\n"
+      "[disks]\n"
+      "file_mode = \"0660\"\n"
+      "[sources]\n"
+      "allow_file = true\n"
+      "file_roots = [\"/srv\"]\n"
+      "max_image_size = \"64GiB\"\n"
+      "min_rate = 0\n");
+  ASSERT_TRUE(loaded.ok()) << loaded.status().message();
+  EXPECT_EQ(loaded->config.state_dir, "/s");
+  EXPECT_EQ(loaded->config.file_mode, 0660u);
+  EXPECT_TRUE(loaded->config.transfer.allow_file);
+  EXPECT_EQ(loaded->config.transfer.max_image_size, uint64_t{64} << 30);
+  EXPECT_EQ(loaded->config.transfer.deadlines.min_rate, 0u);
+}
+
+TEST(MergeConfig, NamesThePlaceTheKeyAndTheExpectation) {
+  struct Case {
+    const char* file;
+    const char* problem;
+  };
+  const Case kCases[] = {
+      {"[api]\nlistn = [\"127.0.0.1:1\"]\n",
+       "/etc/bim/bim.toml:2: api.listn: unknown key; did you mean \"listen\"?"},
+      {"\n[sourcs]\nproxy = \"none\"\nca_file = \"/x\"\n",
+       "/etc/bim/bim.toml:3: [sourcs]: unknown section; did you mean "
+       "[sources]?"},
+      {"[log]\nsocket = \"\"\n",
+       "/etc/bim/bim.toml:2: log.socket: unknown key; did you mean "
+       "api.socket?"},
+      {"[log]\ncolour = true\n",
+       "/etc/bim/bim.toml:2: log.colour: unknown key; expected one of level, "
+       "format"},
+      {"listen = [\"127.0.0.1:1\"]\n",
+       "/etc/bim/bim.toml:1: listen: unknown key outside of a section; did "
+       "you mean it in [api]?"},
+      {"api = 5\n",
+       "/etc/bim/bim.toml:1: api: expected a section [api], found the number "
+       "5"},
+      {"[disks]\ncheck_interval = 5\n",
+       "/etc/bim/bim.toml:2: disks.check_interval: expected a duration such "
+       "as \"250ms\", \"30s\" or \"5m\", found the number 5"},
+      {"[disks]\ncheck_interval = \"5\"\n",
+       "/etc/bim/bim.toml:2: disks.check_interval: expected a duration such "
+       "as \"250ms\", \"30s\" or \"5m\", found \"5\""},
+      {"[disks]\ncheck_interval = \"1ms\"\n",
+       "/etc/bim/bim.toml:2: disks.check_interval: expected 50ms to 1h, found "
+       "1ms"},
+      {"[disks]\npaths = \"/a\"\n",
+       "/etc/bim/bim.toml:2: disks.paths: expected a list of texts such as "
+       "[\"a\", \"b\"], found \"/a\""},
+      {"[disks]\npaths = [\"/a\", 1]\n",
+       "/etc/bim/bim.toml:2: disks.paths: expected a list of texts such as "
+       "[\"a\", \"b\"], found a list with the number 1 in it"},
+      {"[disks]\npaths = [\"a\"]\n",
+       "/etc/bim/bim.toml:2: disks.paths: expected absolute paths, found "
+       "\"a\""},
+      {"[disks]\npaths = [\"/a\", \"/a\"]\n",
+       "/etc/bim/bim.toml:2: disks.paths: expected each path once, found "
+       "\"/a\""},
+      {"[disks]\nfile_mode = 644\n",
+       "/etc/bim/bim.toml:2: disks.file_mode: expected octal file permissions "
+       "such as \"0644\", found the number 644"},
+      {"[transfers]\nmax = 0\n",
+       "/etc/bim/bim.toml:2: transfers.max: expected 1 to 256, found 0"},
+      {"[transfers]\nmax = -1\n",
+       "/etc/bim/bim.toml:2: transfers.max: expected a whole number, found "
+       "the number -1"},
+      {"[transfers]\nmax = \"8\"\n",
+       "/etc/bim/bim.toml:2: transfers.max: expected a whole number, found "
+       "\"8\""},
+      {"[transfers]\nmax = 1.5\n",
+       "/etc/bim/bim.toml:2: transfers.max: expected a whole number, found "
+       "the number 1.5"},
+      {"[sources]\nallow_file = \"yes\"\n",
+       "/etc/bim/bim.toml:2: sources.allow_file: expected true or false, "
+       "found \"yes\""},
+      {"[log]\nlevel = \"loud\"\n",
+       "/etc/bim/bim.toml:2: log.level: expected one of trace, debug, info, "
+       "warn, error, off, found \"loud\""},
+      {"[api]\nsocket = \"/run/bim.sock\"\n",
+       "/etc/bim/bim.toml:2: api.socket: expected \"unix:\" and an absolute "
+       "path, or nothing, found \"/run/bim.sock\""},
+      {"[backoff]\nfirst = \"10m\"\n",
+       "/etc/bim/bim.toml:2: backoff.first: expected at most \"5m\" "
+       "(backoff.max), found \"10m\""},
+  };
+  for (const Case& c : kCases) EXPECT_EQ(ProblemOf(c.file), c.problem);
+}
+
+TEST(MergeConfig, ReportsEveryProblem) {
+  const std::string problems = ProblemOf(
+      "[api]\nlistn = []\n[log]\nlevel = \"loud\"\n",
+      {{"BIM_TRANSFERS_MAX", "many"}}, {{"log.format", {"xml"}}});
+  EXPECT_THAT(problems, HasSubstr("/etc/bim/bim.toml:2: api.listn"));
+  EXPECT_THAT(problems, HasSubstr("\n/etc/bim/bim.toml:4: log.level"));
+  EXPECT_THAT(problems,
+              HasSubstr("\nenvironment BIM_TRANSFERS_MAX: transfers.max: "
+                        "expected a whole number, found \"many\""));
+  EXPECT_THAT(problems, HasSubstr("\nflag --log-format: log.format: expected "
+                                  "one of text, json, found \"xml\""));
+}
+
+TEST(MergeConfig, SyntaxErrorsNameTheLine) {
+  EXPECT_THAT(ProblemOf("[api]\nlisten = [\n"),
+              testing::StartsWith("/etc/bim/bim.toml:"));
+  EXPECT_THAT(ProblemOf("[api]\n\nlisten = = 1\n"),
+              testing::StartsWith("/etc/bim/bim.toml:3: "));
+}
+
+TEST(MergeConfig, UnknownEnvironmentOfASectionIsAnError) {
+  EXPECT_EQ(ProblemOf("", {{"BIM_LOG_LEVLE", "debug"}}),
+            "environment BIM_LOG_LEVLE: unknown setting; did you mean "
+            "\"BIM_LOG_LEVEL\"?");
+  // Of others: no section, or a Kubernetes service called bim-api.
+  EXPECT_TRUE(Load("", {{"BIM_ADDRESS", "x"},
+                        {"BIM_CONFIG", "x"},
+                        {"BIM_SERVICE_HOST", "10.0.0.1"},
+                        {"BIM_API_SERVICE_HOST", "10.0.0.1"},
+                        {"BIM_API_SERVICE_PORT_GRPC", "9500"},
+                        {"BIM_API_PORT", "tcp://10.0.0.1:9500"},
+                        {"BIM_API_PORT_9500_TCP_ADDR", "10.0.0.1"}})
+                  .ok());
+}
+
+TEST(MergeConfig, ADaemonThatNobodyReachesIsRefused) {
+  EXPECT_THAT(ProblemOf("[api]\nlisten = []\nsocket = \"\"\n"),
+              HasSubstr("/etc/bim/bim.toml:2: api.listen: expected an address"));
+  EXPECT_TRUE(Load("[api]\nlisten = []\n").ok());
+}
+
+TEST(MergeConfig, WarnsOfWhatOthersReach) {
+  const auto loaded = Load(
+      "[api]\nlisten = [\"0.0.0.0:9500\", \"127.0.0.2:1\", \"[::1]:1\", "
+      "\":9500\"]\ndata_listen = \"[::]:9501\"\n[sources]\n"
+      "allow_file = true\n");
+  ASSERT_TRUE(loaded.ok()) << loaded.status().message();
+  EXPECT_THAT(loaded->warnings,
+              ElementsAre(HasSubstr("0.0.0.0:9500"), HasSubstr(" :9500"),
+                          HasSubstr("[::]:9501"), HasSubstr("file_roots")));
+}
+
+TEST(ParseConfigFile, EmptySectionsAndFilesAreFine) {
+  EXPECT_TRUE(Load("").ok());
+  EXPECT_TRUE(Load("# nothing\n[api]\n[log]\n").ok());
+}
+
+TEST(ConfigReport, CanBeReadBack) {
+  const auto loaded = Load(
+      "[disks]\npaths = [\"/a\\\"b\", \"/c\"]\n[log]\nformat = \"json\"\n", {},
+      {{"sources.min_rate", {"1KiB"}}});
+  ASSERT_TRUE(loaded.ok());
+  const auto again = Load(ConfigReport(loaded));
+  ASSERT_TRUE(again.ok()) << again.status().message();
+  for (size_t i = 0; i < Settings().size(); ++i) {
+    EXPECT_EQ(again->values[i].value, loaded->values[i].value)
+        << Settings()[i].Name();
+  }
+  EXPECT_THAT(ConfigReport(loaded), HasSubstr("# flag --sources-min-rate\n"));
+}
+
+TEST(ConfigReport, HidesThePasswordOfAProxy) {
+  const auto loaded =
+      Load("[sources]\nproxy = \"http://user:secret@proxy:3128\"\n");
+  ASSERT_TRUE(loaded.ok());
+  for (const std::string& report :
+       {ConfigReport(loaded), ConfigReportJson(loaded)}) {
+    EXPECT_THAT(report, HasSubstr("http://***@proxy:3128"));
+    EXPECT_THAT(report, Not(HasSubstr("secret")));
+  }
+}
+
+TEST(ConfigReportJson, HasEverySettingOrEveryError) {
+  const auto good = nlohmann::json::parse(ConfigReportJson(Load("")));
+  EXPECT_EQ(good["ok"], true);
+  EXPECT_EQ(good["settings"].size(), Settings().size());
+  EXPECT_EQ(good["settings"][0]["key"], "node.state_dir");
+  EXPECT_EQ(good["settings"][0]["origin"], "default");
+  const auto bad = nlohmann::json::parse(
+      ConfigReportJson(Load("[api]\nx = 1\ny = 2\n")));
+  EXPECT_EQ(bad["ok"], false);
+  EXPECT_EQ(bad["errors"].size(), 2u);
+}
+
+}  // namespace
+}  // namespace bim::daemon

@@ -1,0 +1,100 @@
+#include "daemon/state_dir.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+
+namespace bim::daemon {
+namespace {
+
+using testing::HasSubstr;
+
+class StateDirTest : public testing::Test {
+ protected:
+  StateDirTest() {
+    std::string name = testing::TempDir() + "bim-state-XXXXXX";
+    root_ = mkdtemp(name.data());
+  }
+  ~StateDirTest() override { std::filesystem::remove_all(root_); }
+
+  std::string Read(const std::string& name) const {
+    std::ifstream in(path() + "/" + name);
+    return {std::istreambuf_iterator<char>(in), {}};
+  }
+  std::string path() const { return root_ + "/a/state"; }
+
+  std::string root_;
+};
+
+TEST_F(StateDirTest, IsMadePrivate) {
+  const auto state = StateDir::Open(path());
+  ASSERT_TRUE(state.ok()) << state.status().message();
+  struct stat info;
+  ASSERT_EQ(stat(path().c_str(), &info), 0);
+  EXPECT_EQ(info.st_mode & 07777, 0700u);
+}
+
+TEST_F(StateDirTest, HasOneUserAtATime) {
+  {
+    const auto first = StateDir::Open(path());
+    ASSERT_TRUE(first.ok());
+    const auto second = StateDir::Open(path());
+    ASSERT_FALSE(second.ok());
+    EXPECT_EQ(second.status().code(), base::Code::kFailedPrecondition);
+    EXPECT_THAT(second.status().message(),
+                HasSubstr("state_dir " + path() + " is in use by process " +
+                          std::to_string(getpid())));
+  }
+  EXPECT_TRUE(StateDir::Open(path()).ok());
+}
+
+TEST_F(StateDirTest, KeepsTheManagerId) {
+  std::string id;
+  {
+    const auto state = StateDir::Open(path());
+    ASSERT_TRUE(state.ok());
+    id = *state->ManagerId();
+    EXPECT_EQ(id.size(), 36u);
+    EXPECT_EQ(*state->ManagerId(), id);
+  }
+  const auto state = StateDir::Open(path());
+  EXPECT_EQ(*state->ManagerId(), id);
+}
+
+TEST_F(StateDirTest, NeverReplacesABrokenManagerId) {
+  const auto state = StateDir::Open(path());
+  ASSERT_TRUE(state.ok());
+  std::ofstream(path() + "/manager-id") << "";
+  const auto id = state->ManagerId();
+  ASSERT_FALSE(id.ok());
+  EXPECT_EQ(id.status().code(), base::Code::kDataLoss);
+  EXPECT_EQ(Read("manager-id"), "");
+}
+
+TEST_F(StateDirTest, WritesAndRemovesEndpoints) {
+  const Endpoints endpoints{.api = {"127.0.0.1:1", "[::1]:2"},
+                            .socket = "unix:/s",
+                            .data = ""};
+  {
+    const auto state = StateDir::Open(path());
+    ASSERT_TRUE(state->WriteEndpoints(endpoints).ok());
+    EXPECT_EQ(Read("endpoint.json"),
+              "{\"api\":[\"127.0.0.1:1\",\"[::1]:2\"],\"socket\":\"unix:/s\","
+              "\"data\":\"\",\"pid\":" +
+                  std::to_string(getpid()) + "}\n");
+    EXPECT_TRUE(state->RemoveEndpoints().ok());
+    EXPECT_FALSE(std::filesystem::exists(path() + "/endpoint.json"));
+    ASSERT_TRUE(state->WriteEndpoints(endpoints).ok());
+  }
+  // Left by a daemon that was killed.
+  ASSERT_TRUE(StateDir::Open(path()).ok());
+  EXPECT_FALSE(std::filesystem::exists(path() + "/endpoint.json"));
+}
+
+}  // namespace
+}  // namespace bim::daemon
