@@ -35,10 +35,9 @@ Result<Digest> Digest::FromHex(DigestAlgorithm algorithm,
   const size_t want = DigestSize(algorithm) * 2;
   const std::string name(DigestName(algorithm));
   if (hex.size() != want) {
-    return InvalidArgumentError("a " + name + " checksum has " +
-                                std::to_string(want) +
-                                " hex digits, this one has " +
-                                std::to_string(hex.size()));
+    return InvalidArgumentError(
+        "a " + name + " checksum has " + std::to_string(want) +
+        " hex digits, this one has " + std::to_string(hex.size()));
   }
   Digest digest;
   digest.algorithm_ = algorithm;

@@ -22,11 +22,11 @@ int ReachFailpoint(const char* name);
 
 #define BIM_FAILPOINT(name) (void)::bim::base::ReachFailpoint(name)
 // Returns the failure from the enclosing function (Status or Result).
-#define BIM_FAILPOINT_ERROR(name)                                      \
-  do {                                                                 \
-    if (int bim_errno_ = ::bim::base::ReachFailpoint(name)) {          \
-      return ::bim::base::ErrnoError(bim_errno_, "failpoint " name);   \
-    }                                                                  \
+#define BIM_FAILPOINT_ERROR(name)                                    \
+  do {                                                               \
+    if (int bim_errno_ = ::bim::base::ReachFailpoint(name)) {        \
+      return ::bim::base::ErrnoError(bim_errno_, "failpoint " name); \
+    }                                                                \
   } while (false)
 
 #else

@@ -1,10 +1,10 @@
 #include "pkg/base/log.h"
 
-#include <memory>
-#include <string>
-
 #include <spdlog/pattern_formatter.h>
 #include <spdlog/sinks/stdout_sinks.h>
+
+#include <memory>
+#include <string>
 
 namespace bim::base {
 namespace {

@@ -5,9 +5,9 @@
 // Thread-safety: everything, after InitLog.
 #pragma once
 
-#include <string_view>
-
 #include <spdlog/spdlog.h>
+
+#include <string_view>
 
 #include "pkg/base/status.h"
 

@@ -56,8 +56,8 @@ Status Status::WithContext(std::string_view context) const {
   return Status(code_, std::string(context) + ": " + message_);
 }
 
-#define BIM_DEFINE_ERROR_(name)                     \
-  Status name##Error(std::string message) {         \
+#define BIM_DEFINE_ERROR_(name)                       \
+  Status name##Error(std::string message) {           \
     return Status(Code::k##name, std::move(message)); \
   }
 BIM_DEFINE_ERROR_(Cancelled)

@@ -10,9 +10,8 @@
 #include <cerrno>
 #include <string>
 #include <string_view>
-#include <utility>
-
 #include <tl/expected.hpp>
+#include <utility>
 
 namespace bim::base {
 
@@ -91,9 +90,9 @@ class [[nodiscard]] Result {
  public:
   Result(T value) : value_(std::move(value)) {}  // NOLINT: implicit on purpose
   Result(Status status)                          // NOLINT: implicit on purpose
-      : value_(tl::unexpected<Status>(
-            status.ok() ? InternalError("OK used as an error")
-                        : std::move(status))) {}
+      : value_(tl::unexpected<Status>(status.ok()
+                                          ? InternalError("OK used as an error")
+                                          : std::move(status))) {}
 
   bool ok() const { return value_.has_value(); }
   explicit operator bool() const { return ok(); }
@@ -118,12 +117,11 @@ class [[nodiscard]] Result {
 }  // namespace bim::base
 
 // Returns the failure of an expression that yields a Status.
-#define BIM_RETURN_IF_ERROR(expr)                          \
-  do {                                                     \
-    if (::bim::base::Status bim_status_ = (expr);          \
-        !bim_status_.ok()) {                               \
-      return bim_status_;                                  \
-    }                                                      \
+#define BIM_RETURN_IF_ERROR(expr)                                      \
+  do {                                                                 \
+    if (::bim::base::Status bim_status_ = (expr); !bim_status_.ok()) { \
+      return bim_status_;                                              \
+    }                                                                  \
   } while (false)
 
 #define BIM_CONCAT_INNER_(a, b) a##b
@@ -139,8 +137,8 @@ class [[nodiscard]] Result {
 
 // An invariant of our own code: aborts with its text when broken, in every
 // build type.
-#define BIM_CHECK(condition)                                        \
-  do {                                                              \
-    if (!(condition))                                               \
-      ::bim::base::CheckFailed(__FILE__, __LINE__, #condition);     \
+#define BIM_CHECK(condition)                                    \
+  do {                                                          \
+    if (!(condition))                                           \
+      ::bim::base::CheckFailed(__FILE__, __LINE__, #condition); \
   } while (false)

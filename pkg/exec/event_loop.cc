@@ -1,9 +1,8 @@
 #include "pkg/exec/event_loop.h"
 
-#include <boost/asio/post.hpp>
-
 #include <pthread.h>
 
+#include <boost/asio/post.hpp>
 #include <utility>
 
 namespace bim::exec {

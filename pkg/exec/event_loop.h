@@ -4,11 +4,10 @@
 // to a WorkerPool. Thread-safety: Post and context() from any thread.
 #pragma once
 
-#include <functional>
-#include <thread>
-
 #include <boost/asio/executor_work_guard.hpp>
 #include <boost/asio/io_context.hpp>
+#include <functional>
+#include <thread>
 
 namespace bim::exec {
 

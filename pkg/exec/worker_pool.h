@@ -12,8 +12,8 @@
 #include <functional>
 #include <mutex>
 #include <string>
-#include <unordered_map>
 #include <thread>
+#include <unordered_map>
 #include <vector>
 
 namespace bim::exec {

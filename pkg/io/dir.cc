@@ -78,8 +78,8 @@ Status Dir::MakeDir(const std::string& relative, mode_t mode) const {
     BIM_ASSIGN_OR_RETURN(UniqueFd made,
                          OpenFile(relative, O_RDONLY | O_DIRECTORY));
     if (::fchmod(made.get(), mode) != 0) {
-      return ErrnoError(errno, "cannot set the mode of " + path_ + "/" +
-                                   relative);
+      return ErrnoError(errno,
+                        "cannot set the mode of " + path_ + "/" + relative);
     }
     return OkStatus();
   }
@@ -132,8 +132,8 @@ Status Dir::Rename(const std::string& from, const std::string& to) const {
   BIM_ASSIGN_OR_RETURN(auto target, Parent(to));
   if (::renameat(source.first.get(), source.second.c_str(), target.first.get(),
                  target.second.c_str()) != 0) {
-    return ErrnoError(errno, "cannot rename " + path_ + "/" + from + " to " +
-                                 to);
+    return ErrnoError(errno,
+                      "cannot rename " + path_ + "/" + from + " to " + to);
   }
   return OkStatus();
 }
@@ -141,11 +141,10 @@ Status Dir::Rename(const std::string& from, const std::string& to) const {
 Status Dir::RenameNew(const std::string& from, const std::string& to) const {
   BIM_ASSIGN_OR_RETURN(auto source, Parent(from));
   BIM_ASSIGN_OR_RETURN(auto target, Parent(to));
-  if (::renameat2(source.first.get(), source.second.c_str(),
-                  target.first.get(), target.second.c_str(),
-                  RENAME_NOREPLACE) != 0) {
-    return ErrnoError(errno, "cannot rename " + path_ + "/" + from + " to " +
-                                 to);
+  if (::renameat2(source.first.get(), source.second.c_str(), target.first.get(),
+                  target.second.c_str(), RENAME_NOREPLACE) != 0) {
+    return ErrnoError(errno,
+                      "cannot rename " + path_ + "/" + from + " to " + to);
   }
   return OkStatus();
 }
@@ -208,10 +207,9 @@ Status Dir::ReplaceFile(const std::string& relative, std::string_view content,
   const std::string fresh = relative + ".new";
   BIM_RETURN_IF_ERROR(RemoveFile(fresh));
   {
-    BIM_ASSIGN_OR_RETURN(
-        UniqueFd fd, OpenFile(fresh, O_WRONLY | O_CREAT | O_EXCL, mode));
-    Status written =
-        PwriteAll(fd.get(), content, 0, path_ + "/" + relative);
+    BIM_ASSIGN_OR_RETURN(UniqueFd fd,
+                         OpenFile(fresh, O_WRONLY | O_CREAT | O_EXCL, mode));
+    Status written = PwriteAll(fd.get(), content, 0, path_ + "/" + relative);
     if (written.ok() && ::fsync(fd.get()) != 0) {
       written = ErrnoError(errno, "cannot sync " + path_ + "/" + fresh);
     }
@@ -223,8 +221,8 @@ Status Dir::ReplaceFile(const std::string& relative, std::string_view content,
   BIM_RETURN_IF_ERROR(Rename(fresh, relative));
   BIM_ASSIGN_OR_RETURN(auto parent, Parent(relative));
   if (::fsync(parent.first.get()) != 0) {
-    return ErrnoError(errno, "cannot sync the directory of " + path_ + "/" +
-                                 relative);
+    return ErrnoError(errno,
+                      "cannot sync the directory of " + path_ + "/" + relative);
   }
   return OkStatus();
 }
@@ -232,8 +230,8 @@ Status Dir::ReplaceFile(const std::string& relative, std::string_view content,
 Status PwriteAll(int fd, std::string_view data, uint64_t offset,
                  std::string_view what) {
   while (!data.empty()) {
-    const ssize_t count = ::pwrite(fd, data.data(), data.size(),
-                                   static_cast<off_t>(offset));
+    const ssize_t count =
+        ::pwrite(fd, data.data(), data.size(), static_cast<off_t>(offset));
     if (count < 0) {
       if (errno == EINTR) continue;
       return ErrnoError(errno, "cannot write " + std::string(what));

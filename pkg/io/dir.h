@@ -52,9 +52,8 @@ class Dir {
   base::Status Sync() const;
   // Calls `visit` with each entry's name except "." and "..", in no order,
   // until it returns false. `type` is d_type.
-  base::Status List(
-      const std::function<bool(std::string_view name, unsigned char type)>&
-          visit) const;
+  base::Status List(const std::function<bool(std::string_view name,
+                                             unsigned char type)>& visit) const;
 
   // Reads a whole regular file of at most `max_size` bytes (OUT_OF_RANGE when
   // larger).

@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <filesystem>
-
 #include <nlohmann/json.hpp>
 
 #include "pkg/base/log.h"
@@ -25,9 +24,8 @@ constexpr char kDisksFile[] = "disks.json";
 constexpr size_t kMaxDisksFile = 4 << 20;
 
 bool IsWantedOn(const ImageSpec& spec, const std::string& disk_uuid) {
-  return spec.all_disks ||
-         std::find(spec.disks.begin(), spec.disks.end(), disk_uuid) !=
-             spec.disks.end();
+  return spec.all_disks || std::find(spec.disks.begin(), spec.disks.end(),
+                                     disk_uuid) != spec.disks.end();
 }
 
 }  // namespace
@@ -77,9 +75,8 @@ Status ManagerImpl::LoadState() {
 }
 
 Status ManagerImpl::SaveDisks() {
-  json object = {{"version", 1},
-                 {"disks", json::array()},
-                 {"removed", json::array()}};
+  json object = {
+      {"version", 1}, {"disks", json::array()}, {"removed", json::array()}};
   {
     Lock lock(mutex_);
     for (const DiskEntry& entry : disks_) {
@@ -139,10 +136,9 @@ std::vector<DiskStatus> ManagerImpl::ListDisks() {
   Lock lock(mutex_);
   std::vector<DiskStatus> list;
   for (const DiskEntry& entry : disks_) list.push_back(StatusOf(entry));
-  std::sort(list.begin(), list.end(),
-            [](const DiskStatus& a, const DiskStatus& b) {
-              return a.path < b.path;
-            });
+  std::sort(
+      list.begin(), list.end(),
+      [](const DiskStatus& a, const DiskStatus& b) { return a.path < b.path; });
   return list;
 }
 
@@ -216,9 +212,8 @@ void ManagerImpl::LoseDisk(DiskEntry& entry, DiskFault fault) {
     Cancel(copy);
     if (copy.ingest) {
       // Its end does I/O.
-      control_.Submit([ingest = std::move(copy.ingest)]() mutable {
-        ingest.reset();
-      });
+      control_.Submit(
+          [ingest = std::move(copy.ingest)]() mutable { ingest.reset(); });
       copy.ingest.reset();
     }
     copy.found_file = false;
@@ -267,9 +262,10 @@ void ManagerImpl::CheckFiles(const std::string& disk_uuid,
     copy.damaged = false;
     copy.permanent = false;
     if (st.ok()) {
-      BIM_LOG_WARN("image {} ({}) on disk {}: the file was modified, "
-                   "verifying it",
-                   key.name, key.uuid, disk_uuid);
+      BIM_LOG_WARN(
+          "image {} ({}) on disk {}: the file was modified, "
+          "verifying it",
+          key.name, key.uuid, disk_uuid);
       SetState(copy, CopyState::kUnknown,
                "the file was modified; its content is being verified");
     } else {
@@ -310,14 +306,14 @@ void ManagerImpl::TryDisk(const std::string& path) {
   {
     Lock lock(mutex_);
     DiskEntry* entry = FindDisk(path);
-    const auto same = std::find_if(
-        disks_.begin(), disks_.end(), [&](const DiskEntry& other) {
+    const auto same =
+        std::find_if(disks_.begin(), disks_.end(), [&](const DiskEntry& other) {
           return disk && other.path != path && other.disk &&
                  other.disk->uuid() == disk->uuid();
         });
     if (same != disks_.end()) {
-      fault = {DiskState::kFailed, "disk " + disk->uuid() +
-                                       " is already used at " + same->path};
+      fault = {DiskState::kFailed,
+               "disk " + disk->uuid() + " is already used at " + same->path};
       disk.reset();
     }
     if (entry == nullptr || stopping_) {
@@ -431,8 +427,7 @@ void ManagerImpl::LoadDisk(const std::shared_ptr<store::Disk>& disk) {
   }
   std::vector<CopyEntry> copies;
   for (const Desired& desired : wanted) {
-    CopyEntry copy =
-        Judge(desired.spec, InspectOn(*disk, desired.spec), *disk);
+    CopyEntry copy = Judge(desired.spec, InspectOn(*disk, desired.spec), *disk);
     if (copy.state == CopyState::kPending && !copy.found_file &&
         !desired.last_error.empty()) {
       copy.state = CopyState::kFailed;
@@ -459,9 +454,10 @@ void ManagerImpl::LoadDisk(const std::shared_ptr<store::Disk>& disk) {
       ImageEntry& image = it->second;
       if (is_new) image.spec = wanted[i].spec;
       if (!(image.spec == wanted[i].spec)) {
-        BIM_LOG_ERROR("image {} ({}): disk {} wants it with another spec "
-                      "than the disks before it, which is used",
-                      key.name, key.uuid, uuid);
+        BIM_LOG_ERROR(
+            "image {} ({}): disk {} wants it with another spec "
+            "than the disks before it, which is used",
+            key.name, key.uuid, uuid);
       }
       if (copies[i].state == CopyState::kReady) ++ready;
       image.copies[uuid] = std::move(copies[i]);
@@ -580,8 +576,8 @@ Status ManagerImpl::RemoveDisk(const std::string& uuid_or_path, bool force) {
       return disk == uuid;
     };
     if (!AwaitJobs(lock, on_disk)) {
-      return base::DeadlineExceededError(
-          "the work on disk " + uuid + " did not stop in time; try again");
+      return base::DeadlineExceededError("the work on disk " + uuid +
+                                         " did not stop in time; try again");
     }
     std::vector<ImageKey> gone;
     for (auto& [key, image] : images_) {
@@ -594,9 +590,8 @@ Status ManagerImpl::RemoveDisk(const std::string& uuid_or_path, bool force) {
       }
     }
     for (const ImageKey& key : gone) Forget(key);
-    std::erase_if(disks_, [&](const DiskEntry& other) {
-      return other.path == path;
-    });
+    std::erase_if(disks_,
+                  [&](const DiskEntry& other) { return other.path == path; });
   }
   Notify();
   return SaveDisks();

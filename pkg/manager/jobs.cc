@@ -252,8 +252,8 @@ ManagerImpl::JobEnd ManagerImpl::Download(const Job& job) {
   end.ingest = job.ingest;
   if (!end.ingest) {
     // What was wanted here before this process knew may be done already.
-    CopyEntry judged = Judge(job.spec, InspectOn(*job.disk, job.spec),
-                             *job.disk);
+    CopyEntry judged =
+        Judge(job.spec, InspectOn(*job.disk, job.spec), *job.disk);
     if (judged.state == CopyState::kReady) {
       end.record = std::move(judged.record);
       return end;
@@ -265,8 +265,8 @@ ManagerImpl::JobEnd ManagerImpl::Download(const Job& job) {
     }
     const auto desired = job.disk->root().Stat(store::DesiredFile(job.key));
     if (!desired.ok()) {
-      Status put = job.disk->PutDesired(job.key,
-                                        EncodeDesired(Desired{job.spec}));
+      Status put =
+          job.disk->PutDesired(job.key, EncodeDesired(Desired{job.spec}));
       if (!put.ok()) return disk_failure(std::move(put));
     }
     auto opened = store::Ingest::Open(job.disk, job.key,
@@ -289,14 +289,13 @@ ManagerImpl::JobEnd ManagerImpl::Download(const Job& job) {
   }
   const uint64_t before = end.ingest->position();
   transfer::PullResult pulled = transfer::Pull(
-      **source, *end.ingest,
-      {job.spec.size, options_.transfer.max_image_size},
+      **source, *end.ingest, {job.spec.size, options_.transfer.max_image_size},
       [&] { JobState(job, CopyState::kInProgress, ""); }, job.stop);
   end.status = std::move(pulled.outcome.status);
   end.failure = pulled.outcome.failure;
   end.retry_after = pulled.outcome.retry_after;
-  end.progress = end.ingest->position() > std::max(before,
-                                                   pulled.resumed_bytes);
+  end.progress =
+      end.ingest->position() > std::max(before, pulled.resumed_bytes);
   if (pulled.record) {
     end.record = std::move(pulled.record);
     end.ingest.reset();
@@ -311,8 +310,7 @@ ManagerImpl::JobEnd ManagerImpl::CopyFromDisk(const Job& job) {
     end.failure = failure;
     return std::move(end);
   };
-  CopyEntry judged =
-      Judge(job.spec, InspectOn(*job.disk, job.spec), *job.disk);
+  CopyEntry judged = Judge(job.spec, InspectOn(*job.disk, job.spec), *job.disk);
   if (judged.state == CopyState::kReady) {
     end.record = std::move(judged.record);
     return end;
@@ -344,9 +342,9 @@ ManagerImpl::JobEnd ManagerImpl::CopyFromDisk(const Job& job) {
   JobState(job, CopyState::kInProgress, "");
   store::ImageRecord cloned = *record;
   cloned.origin = "reflink";
-  auto reflinked = store::Reflink(*job.disk, job.key, file->get(), cloned,
-                                  options_.file_mode,
-                                  ExpectedChecksum(job.spec));
+  auto reflinked =
+      store::Reflink(*job.disk, job.key, file->get(), cloned,
+                     options_.file_mode, ExpectedChecksum(job.spec));
   if (reflinked.ok()) {
     end.record = *std::move(reflinked);
     return end;
@@ -357,8 +355,7 @@ ManagerImpl::JobEnd ManagerImpl::CopyFromDisk(const Job& job) {
   store::IngestOptions options = IngestOptionsOf(job, "copy");
   options.expect_sha512 = record->sha512;
   options.reference = std::make_shared<const store::ImageRecord>(*record);
-  auto opened =
-      store::Ingest::Open(job.disk, job.key, std::move(options));
+  auto opened = store::Ingest::Open(job.disk, job.key, std::move(options));
   if (!opened.ok()) return fail(opened.status(), transfer::Failure::kDisk);
   end.ingest = *std::move(opened);
   {
@@ -373,8 +370,8 @@ ManagerImpl::JobEnd ManagerImpl::CopyFromDisk(const Job& job) {
   }
   const auto source =
       transfer::MakeFileSource(*std::move(file), *std::move(record));
-  transfer::PullResult pulled =
-      transfer::Pull(*source, *end.ingest, {}, [] {}, job.stop);
+  transfer::PullResult pulled = transfer::Pull(
+      *source, *end.ingest, {}, [] {}, job.stop);
   end.status = std::move(pulled.outcome.status);
   end.failure = pulled.outcome.failure;
   if (pulled.record) {
@@ -382,8 +379,8 @@ ManagerImpl::JobEnd ManagerImpl::CopyFromDisk(const Job& job) {
   } else if (end.failure == transfer::Failure::kPermanent) {
     // The ready copy is not what its manifest says.
     end.source_damaged = true;
-    end.status = end.status.WithContext("the copy on disk " +
-                                        job.source_disk->uuid());
+    end.status =
+        end.status.WithContext("the copy on disk " + job.source_disk->uuid());
     end.failure = transfer::Failure::kTransient;
   }
   // The next attempt looks for a source anew.
@@ -406,10 +403,9 @@ ManagerImpl::JobEnd ManagerImpl::ScanFile(const Job& job) {
   const auto found = InspectOn(*job.disk, job.spec);
   const std::string what = job.disk->path() + "/" + store::DataFile(job.key);
   std::string difference;
-  if (found.ok() && job.spec.size != 0 &&
-      found->stamp.size != job.spec.size) {
-    difference = "expected size " + std::to_string(job.spec.size) +
-                 ", found " + std::to_string(found->stamp.size);
+  if (found.ok() && job.spec.size != 0 && found->stamp.size != job.spec.size) {
+    difference = "expected size " + std::to_string(job.spec.size) + ", found " +
+                 std::to_string(found->stamp.size);
   }
   std::optional<store::ImageRecord> known;
   if (found.ok() && (found->kind == store::Found::Kind::kChanged ||
@@ -435,8 +431,9 @@ ManagerImpl::JobEnd ManagerImpl::ScanFile(const Job& job) {
           end.failure = transfer::Failure::kPermanent;
           end.damaged = true;
           end.status = scanned.status().WithContext(
-              what + " lies at the image's place, is no sound image, and is "
-                     "left alone");
+              what +
+              " lies at the image's place, is no sound image, and is "
+              "left alone");
           break;
         default:
           end.failure = transfer::Failure::kDisk;
@@ -446,8 +443,8 @@ ManagerImpl::JobEnd ManagerImpl::ScanFile(const Job& job) {
     difference = Difference(job.spec, known, *scanned);
     if (difference.empty()) {
       scanned->origin = "reused file, rehashed";
-      Status written = store::WriteRecord(*job.disk, *scanned,
-                                          ExpectedChecksum(job.spec));
+      Status written =
+          store::WriteRecord(*job.disk, *scanned, ExpectedChecksum(job.spec));
       if (!written.ok()) {
         end.status = std::move(written);
         end.failure = transfer::Failure::kDisk;
@@ -492,12 +489,11 @@ ManagerImpl::JobEnd ManagerImpl::VerifyFile(const Job& job) {
         return end;
     }
   } else {
-    const std::string difference =
-        Difference(job.spec, job.record, *scanned);
+    const std::string difference = Difference(job.spec, job.record, *scanned);
     if (difference.empty()) {
       scanned->origin = job.record ? job.record->origin : "";
-      Status written = store::WriteRecord(*job.disk, *scanned,
-                                          ExpectedChecksum(job.spec));
+      Status written =
+          store::WriteRecord(*job.disk, *scanned, ExpectedChecksum(job.spec));
       if (!written.ok()) {
         end.status = std::move(written);
         end.failure = transfer::Failure::kDisk;
@@ -510,12 +506,12 @@ ManagerImpl::JobEnd ManagerImpl::VerifyFile(const Job& job) {
     end.judged = scanned->stamp;
     end.damaged = true;
     end.failure = transfer::Failure::kPermanent;
-    end.status = base::DataLossError(
-        "the content is not what it was: " + difference +
-        DamagedChunks(*job.disk, *scanned));
+    end.status =
+        base::DataLossError("the content is not what it was: " + difference +
+                            DamagedChunks(*job.disk, *scanned));
   }
-  end.status = end.status.WithContext(job.disk->path() + "/" +
-                                      store::DataFile(job.key));
+  end.status =
+      end.status.WithContext(job.disk->path() + "/" + store::DataFile(job.key));
   if (!end.judged) {
     if (const auto st = job.disk->root().Stat(store::DataFile(job.key));
         st.ok()) {
@@ -637,8 +633,7 @@ void ManagerImpl::EndJob(const Job& job, JobEnd end) {
     }
   }
   if (copy->ingest != end.ingest || copy->state == CopyState::kFailed ||
-      copy->state == CopyState::kReady || lost || stopping_ ||
-      image.removing) {
+      copy->state == CopyState::kReady || lost || stopping_ || image.removing) {
     ended.push_back(std::move(copy->ingest));
     copy->ingest.reset();
   }
@@ -730,17 +725,15 @@ void ManagerImpl::ApplyFailure(const Job& job, ImageEntry& image,
   }
   const transfer::RetryDecision decision = transfer::Decide(
       copy.retry, end.failure, end.retry_after, end.progress, Jitter(),
-      options_.transfer.retry,
-      {options_.backoff_first, options_.backoff_max});
+      options_.transfer.retry, {options_.backoff_first, options_.backoff_max});
   copy.retry = decision.next;
   using Kind = transfer::RetryDecision::Kind;
-  const double seconds =
-      static_cast<double>(decision.delay.count()) / 1000.0;
+  const double seconds = static_cast<double>(decision.delay.count()) / 1000.0;
   switch (decision.kind) {
     case Kind::kSoon:
       copy.due = now + decision.delay;
-      copy.message = fmt::format("{}; trying again in {:.1f} s", message,
-                                 seconds);
+      copy.message =
+          fmt::format("{}; trying again in {:.1f} s", message, seconds);
       BIM_LOG_WARN("image {} ({}) on disk {}: {}", job.key.name, job.key.uuid,
                    job.disk_uuid, copy.message);
       return;
@@ -748,10 +741,10 @@ void ManagerImpl::ApplyFailure(const Job& job, ImageEntry& image,
       copy.due = now + decision.delay;
       copy.found_file = false;
       SetState(copy, CopyState::kFailed, message);
-      BIM_LOG_ERROR("image {} ({}) on disk {}: failed, next attempt in {:.0f} "
-                    "s: {}",
-                    job.key.name, job.key.uuid, job.disk_uuid, seconds,
-                    message);
+      BIM_LOG_ERROR(
+          "image {} ({}) on disk {}: failed, next attempt in {:.0f} "
+          "s: {}",
+          job.key.name, job.key.uuid, job.disk_uuid, seconds, message);
       return;
     case Kind::kNever:
       copy.permanent = true;

@@ -127,15 +127,14 @@ Result<std::map<ImageKey, ImageEntry>::iterator> ManagerImpl::Find(
     BIM_RETURN_IF_ERROR(base::CheckName(uuid, "uuid"));
     const auto it = images_.find({std::string(name), std::string(uuid)});
     if (it == images_.end()) {
-      return base::NotFoundError(
-          "cannot find " + Shown({std::string(name), std::string(uuid)}));
+      return base::NotFoundError("cannot find " +
+                                 Shown({std::string(name), std::string(uuid)}));
     }
     return it;
   }
   auto it = images_.lower_bound({std::string(name), ""});
   if (it == images_.end() || it->first.name != name) {
-    return base::NotFoundError("cannot find image '" + std::string(name) +
-                               "'");
+    return base::NotFoundError("cannot find image '" + std::string(name) + "'");
   }
   if (const auto next = std::next(it);
       next != images_.end() && next->first.name == name) {
@@ -160,8 +159,7 @@ Result<ImageSpec> ManagerImpl::Resolve(ImageSpec spec) {
   BIM_RETURN_IF_ERROR(
       transfer::CheckSourceUrl(spec.source.url, options_.transfer));
   if (!spec.source.credential.empty()) {
-    BIM_RETURN_IF_ERROR(
-        base::CheckName(spec.source.credential, "credential"));
+    BIM_RETURN_IF_ERROR(base::CheckName(spec.source.credential, "credential"));
   }
   if (spec.size % 512 != 0) {
     return base::InvalidArgumentError("size " + std::to_string(spec.size) +
@@ -188,8 +186,7 @@ Result<ImageSpec> ManagerImpl::Resolve(ImageSpec spec) {
     }
     if (entry->expected_uuid.empty()) {
       return base::UnavailableError("disk at " + entry->path +
-                                    " cannot be used: " +
-                                    entry->fault.message);
+                                    " cannot be used: " + entry->fault.message);
     }
     uuids.insert(entry->expected_uuid);
   }
@@ -203,8 +200,7 @@ Result<store::Found> ManagerImpl::InspectOn(const store::Disk& disk,
                         spec.sha512 ? spec.sha512->Hex() : "");
 }
 
-CopyEntry ManagerImpl::Judge(const ImageSpec& spec,
-                             Result<store::Found> found,
+CopyEntry ManagerImpl::Judge(const ImageSpec& spec, Result<store::Found> found,
                              const store::Disk& disk) {
   using Kind = store::Found::Kind;
   CopyEntry copy;
@@ -429,8 +425,8 @@ Status ManagerImpl::Remove(std::string_view name, std::string_view uuid,
     }
     image.removing = true;
     for (auto& [disk_uuid, copy] : image.copies) Cancel(copy);
-    const bool stopped = AwaitJobs(
-        lock, [&](const ImageKey& other, const std::string&) {
+    const bool stopped =
+        AwaitJobs(lock, [&](const ImageKey& other, const std::string&) {
           return other == key;
         });
     if (!stopped) {
@@ -615,8 +611,8 @@ Result<OpenImage> ManagerImpl::Open(std::string_view name,
   }
   Status last;
   for (const auto& [disk, record] : ready) {
-    auto fd = disk->root().OpenFile(store::DataFile(key),
-                                    O_RDONLY | O_NONBLOCK);
+    auto fd =
+        disk->root().OpenFile(store::DataFile(key), O_RDONLY | O_NONBLOCK);
     if (!fd.ok()) {
       last = fd.status();
       continue;
@@ -624,9 +620,9 @@ Result<OpenImage> ManagerImpl::Open(std::string_view name,
     struct stat st = {};
     if (::fstat(fd->get(), &st) != 0 ||
         !store::Matches(record.stamp, store::StampOf(st))) {
-      last = base::FailedPreconditionError(
-          Shown(key) + " on disk " + disk->uuid() +
-          " was modified and is not ready");
+      last = base::FailedPreconditionError(Shown(key) + " on disk " +
+                                           disk->uuid() +
+                                           " was modified and is not ready");
       continue;
     }
     return OpenImage{*std::move(fd), record.stamp.size, record.sha512.Hex()};

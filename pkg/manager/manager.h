@@ -26,8 +26,8 @@ namespace bim::manager {
 
 struct Options {
   std::string manager_id;
-  std::string version;     // for the owner record
-  std::string endpoint;    // where the owner is reached, for the owner record
+  std::string version;   // for the owner record
+  std::string endpoint;  // where the owner is reached, for the owner record
   // Where the list of added disks is kept (one file, disks.json).
   std::string state_dir;
   std::vector<std::string> disk_paths;  // from the configuration

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <atomic>
+#include <boost/asio/steady_timer.hpp>
 #include <condition_variable>
 #include <deque>
 #include <map>
@@ -17,8 +18,6 @@
 #include <string>
 #include <unordered_map>
 #include <vector>
-
-#include <boost/asio/steady_timer.hpp>
 
 #include "pkg/exec/worker_pool.h"
 #include "pkg/manager/desired.h"
@@ -73,7 +72,7 @@ struct ImageEntry {
 
 struct DiskEntry {
   std::string path;
-  std::string expected_uuid;  // empty until first taken
+  std::string expected_uuid;          // empty until first taken
   std::shared_ptr<store::Disk> disk;  // null: cannot be used
   store::DiskFault fault{store::DiskState::kMissing, "not looked at yet"};
   store::Space space;
@@ -101,10 +100,8 @@ class ManagerImpl : public Manager {
   void Stop() override;
   std::vector<DiskStatus> ListDisks() override;
   base::Result<DiskStatus> AddDisk(const std::string& path,
-                                   const std::string& uuid,
-                                   bool init) override;
-  base::Status RemoveDisk(const std::string& uuid_or_path,
-                          bool force) override;
+                                   const std::string& uuid, bool init) override;
+  base::Status RemoveDisk(const std::string& uuid_or_path, bool force) override;
   base::Result<Ensured> Ensure(ImageSpec spec) override;
   base::Result<ImageStatus> Get(std::string_view name,
                                 std::string_view uuid) override;
@@ -167,9 +164,9 @@ class ManagerImpl : public Manager {
   // The copies on a disk that is gone. Locked.
   void LoseDisk(DiskEntry& entry, store::DiskFault fault);
   base::Status SaveDisks();
-  DiskEntry* FindDisk(std::string_view uuid_or_path);  // locked
+  DiskEntry* FindDisk(std::string_view uuid_or_path);                // locked
   std::shared_ptr<store::Disk> UsableDisk(const std::string& uuid);  // locked
-  DiskStatus StatusOf(const DiskEntry& entry);  // locked
+  DiskStatus StatusOf(const DiskEntry& entry);                       // locked
 
   // --- jobs.cc
   // Begins what Plan says. Locked.
@@ -194,9 +191,9 @@ class ManagerImpl : public Manager {
   void Cancel(CopyEntry& copy);
   // Waits until no job runs for the copies `of` selects. False: after 60 s one
   // still did.
-  bool AwaitJobs(Lock& lock,
-                 const std::function<bool(const ImageKey&,
-                                          const std::string&)>& of);
+  bool AwaitJobs(
+      Lock& lock,
+      const std::function<bool(const ImageKey&, const std::string&)>& of);
   store::IngestOptions IngestOptionsOf(const Job& job,
                                        const std::string& origin) const;
   Desired DesiredOf(const ImageEntry& image, const CopyEntry& copy) const;

@@ -25,14 +25,14 @@ std::string_view CopyStateName(CopyState state) {
 
 std::vector<Step> Plan(const std::vector<CopyView>& copies, TimePoint now) {
   std::vector<Step> steps(copies.size(), Step::kNone);
-  const bool ready_source = std::any_of(
-      copies.begin(), copies.end(), [](const CopyView& copy) {
+  const bool ready_source =
+      std::any_of(copies.begin(), copies.end(), [](const CopyView& copy) {
         return copy.disk_usable && copy.state == CopyState::kReady;
       });
   // Work that may soon give a ready copy: a running job, or a download that
   // waits for its next quick try.
-  bool source_coming = std::any_of(
-      copies.begin(), copies.end(), [](const CopyView& copy) {
+  bool source_coming =
+      std::any_of(copies.begin(), copies.end(), [](const CopyView& copy) {
         return copy.disk_usable &&
                (copy.running != Step::kNone ||
                 copy.state == CopyState::kInProgress ||

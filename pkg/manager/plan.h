@@ -28,9 +28,9 @@ struct CopyView {
   CopyState state = CopyState::kPending;
   Step running = Step::kNone;  // kNone: no job
   bool disk_usable = true;
-  bool found_file = false;  // an unproven file lies at its place
-  bool damaged = false;     // failed by verification: kept as it is
-  bool permanent = false;   // failed, and the same would fail again
+  bool found_file = false;       // an unproven file lies at its place
+  bool damaged = false;          // failed by verification: kept as it is
+  bool permanent = false;        // failed, and the same would fail again
   std::optional<TimePoint> due;  // not before then
 };
 

@@ -81,7 +81,8 @@ struct ImageStatus {
 struct DiskStatus {
   std::string uuid;
   std::string path;
-  std::string state;  // "ready", "read-only", "missing", "swapped", "owned", "failed"
+  std::string
+      state;  // "ready", "read-only", "missing", "swapped", "owned", "failed"
   std::string message;
   uint64_t total_bytes = 0;
   uint64_t available_bytes = 0;

@@ -103,8 +103,9 @@ ImageStatus ManagerImpl::StatusOf(const ImageKey&, const ImageEntry& image) {
       out.processed_bytes = copy.record->stamp.size;
       out.real_size = copy.real_size;
       out.origin = copy.record->origin;
-      out.verified_at = TimePoint(std::chrono::duration_cast<TimePoint::duration>(
-          std::chrono::nanoseconds(copy.record->verified_ns)));
+      out.verified_at =
+          TimePoint(std::chrono::duration_cast<TimePoint::duration>(
+              std::chrono::nanoseconds(copy.record->verified_ns)));
       if (copy.record->verified_ns == 0) out.verified_at.reset();
       if (copy.verify == VerifyState::kRunning) {
         out.verify_progress = percent(done, total);

@@ -7,7 +7,6 @@
 
 #include <chrono>
 #include <cstdlib>
-
 #include <nlohmann/json.hpp>
 
 #include "pkg/base/failpoint.h"
@@ -51,8 +50,7 @@ uint64_t OwnStartTime() {
 
 std::string OwnPidNamespace() {
   char buffer[64];
-  const ssize_t count =
-      ::readlink("/proc/self/ns/pid", buffer, sizeof(buffer));
+  const ssize_t count = ::readlink("/proc/self/ns/pid", buffer, sizeof(buffer));
   return count > 0 ? std::string(buffer, static_cast<size_t>(count)) : "";
 }
 
@@ -103,8 +101,7 @@ Status CheckFormat(const io::Dir& root) {
   }
   if (format["minVersion"].get<int>() > meta::kDiskFormatVersion) {
     return base::FailedPreconditionError(
-        "the disk's format is " +
-        std::to_string(format["version"].get<int>()) +
+        "the disk's format is " + std::to_string(format["version"].get<int>()) +
         ", readable from version " +
         std::to_string(format["minVersion"].get<int>()) +
         " on; this program reads up to " +
@@ -113,8 +110,7 @@ Status CheckFormat(const io::Dir& root) {
   }
   if (format["version"].get<int>() < meta::kDiskFormatMinVersion) {
     return base::FailedPreconditionError(
-        "the disk's format is " +
-        std::to_string(format["version"].get<int>()) +
+        "the disk's format is " + std::to_string(format["version"].get<int>()) +
         ", this program needs at least " +
         std::to_string(meta::kDiskFormatMinVersion));
   }
@@ -252,9 +248,9 @@ std::variant<std::shared_ptr<Disk>, DiskFault> Disk::Claim(
                  base::ErrnoError(errno, "cannot stat " + path).message());
   }
   if ((fs.f_flag & ST_RDONLY) != 0) {
-    return Fault(DiskState::kReadOnly,
-                 "the file system at " + path +
-                     " is read-only: remount it read-write");
+    return Fault(
+        DiskState::kReadOnly,
+        "the file system at " + path + " is read-only: remount it read-write");
   }
 
   std::shared_ptr<Disk> disk(new Disk);
@@ -313,12 +309,11 @@ std::variant<std::shared_ptr<Disk>, DiskFault> Disk::Claim(
   BIM_FAILPOINT("store.claim.owner_written");
   // The format file last: while it is missing the folder is still being made.
   if (written.ok() && fresh) {
-    written = dir.ReplaceFile(
-        kFormatFile,
-        json{{"version", meta::kDiskFormatVersion},
-             {"minVersion", meta::kDiskFormatMinVersion}}
-                .dump() +
-            "\n");
+    written = dir.ReplaceFile(kFormatFile,
+                              json{{"version", meta::kDiskFormatVersion},
+                                   {"minVersion", meta::kDiskFormatMinVersion}}
+                                      .dump() +
+                                  "\n");
   }
   if (written.ok()) written = dir.MakeDir(kDesiredDir, 0700);
   if (written.ok()) written = dir.MakeDir(kImagesDir, 0755);
@@ -383,10 +378,11 @@ Status Disk::CheckOwner() const {
                               " cannot be read: " + owner.status().message());
   }
   if (owner->epoch != epoch_) {
-    return base::AbortedError(
-        "disk " + uuid_ + " is owned in epoch " + std::to_string(owner->epoch) +
-        " by manager " + owner->manager_id + ", this process took it in epoch " +
-        std::to_string(epoch_) + " and is late");
+    return base::AbortedError("disk " + uuid_ + " is owned in epoch " +
+                              std::to_string(owner->epoch) + " by manager " +
+                              owner->manager_id +
+                              ", this process took it in epoch " +
+                              std::to_string(epoch_) + " and is late");
   }
   return base::OkStatus();
 }

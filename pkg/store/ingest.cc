@@ -102,8 +102,7 @@ class IngestImpl : public Ingest {
   Status Begin(std::optional<uint64_t> size, std::string validator) override;
   bool begun() const override { return begun_; }
   const std::string& validator() const override { return validator_; }
-  Status Append(std::span<const std::byte> data,
-                std::stop_token stop) override;
+  Status Append(std::span<const std::byte> data, std::stop_token stop) override;
   Status AppendZeros(uint64_t count, std::stop_token stop) override;
   uint64_t position() const override { return position_; }
   uint64_t stored_bytes() const override { return stored_.load(); }
@@ -122,9 +121,7 @@ class IngestImpl : public Ingest {
   // Waits until both stages did all that was pushed.
   Status Drain();
   Result<uint64_t> RestorePrefix(uint32_t count, std::stop_token stop);
-  std::string TempPath() const {
-    return disk_->path() + "/" + TempFile(key_);
-  }
+  std::string TempPath() const { return disk_->path() + "/" + TempFile(key_); }
 
   // Of the stage threads.
   void StartThreads();
@@ -378,8 +375,8 @@ Status IngestImpl::WriteItem(const Item& item) {
   if (!item.restored) {
     BIM_FAILPOINT_ERROR("store.ingest.write");
     if (item.block) {
-      Status written = io::WriteSparse(
-          temp_.get(), item.Bytes(0, item.length), item.offset, false);
+      Status written = io::WriteSparse(temp_.get(), item.Bytes(0, item.length),
+                                       item.offset, false);
       if (!written.ok()) return written.WithContext(TempPath());
     }
   }
@@ -387,8 +384,7 @@ Status IngestImpl::WriteItem(const Item& item) {
     const uint64_t at = item.offset + done;
     const uint32_t index = static_cast<uint32_t>(at / chunk_size_);
     const uint64_t chunk_end = (index + uint64_t{1}) * chunk_size_;
-    const uint64_t count =
-        std::min(item.length - done, chunk_end - at);
+    const uint64_t count = std::min(item.length - done, chunk_end - at);
     if (at % chunk_size_ == 0) {
       chunk_zeros_ = 0;
       chunk_has_data_ = false;
@@ -487,12 +483,12 @@ Status IngestImpl::SyncNow(std::string entries) {
   if (!journal_ || entries.empty()) return base::OkStatus();
   // O_APPEND.
   for (size_t done = 0; done < entries.size();) {
-    const ssize_t count = ::write(journal_.get(), entries.data() + done,
-                                  entries.size() - done);
+    const ssize_t count =
+        ::write(journal_.get(), entries.data() + done, entries.size() - done);
     if (count < 0 && errno == EINTR) continue;
     if (count < 0) {
-      return base::ErrnoError(errno, "cannot write the journal of " +
-                                         TempPath());
+      return base::ErrnoError(errno,
+                              "cannot write the journal of " + TempPath());
     }
     done += static_cast<size_t>(count);
   }
@@ -554,12 +550,11 @@ Status IngestImpl::StartOver(uint64_t chunk_size,
 
 Result<uint64_t> IngestImpl::RestorePrefix(uint32_t count,
                                            std::stop_token stop) {
-  BIM_RETURN_IF_ERROR(StartOver(partial_.header.chunk_size,
-                                partial_.header.size));
+  BIM_RETURN_IF_ERROR(
+      StartOver(partial_.header.chunk_size, partial_.header.size));
   begun_ = true;
   StartThreads();
-  const uint64_t end =
-      std::min(*size_, count * partial_.header.chunk_size);
+  const uint64_t end = std::min(*size_, count * partial_.header.chunk_size);
   while (position_ < end) {
     BIM_RETURN_IF_ERROR(FillBlock(stop));
     current_.restored = true;
@@ -607,8 +602,8 @@ Status IngestImpl::Restore(std::stop_token stop) {
     text += EncodeJournalEntry(i, chunks_[i]);
   }
   BIM_RETURN_IF_ERROR(root.ReplaceFile(RecordFile(key_), text));
-  BIM_ASSIGN_OR_RETURN(UniqueFd journal, root.OpenFile(RecordFile(key_),
-                                                       O_WRONLY | O_APPEND));
+  BIM_ASSIGN_OR_RETURN(UniqueFd journal,
+                       root.OpenFile(RecordFile(key_), O_WRONLY | O_APPEND));
   validator_ = partial_.header.validator;
   partial_ = Journal();
   restored_ = position_ > 0;
@@ -619,10 +614,10 @@ Status IngestImpl::Restore(std::stop_token stop) {
 
 Status IngestImpl::Begin(std::optional<uint64_t> size, std::string validator) {
   if (size && (*size == 0 || *size % 512 != 0)) {
-    return base::InvalidArgumentError(
-        *size == 0 ? "the file is empty"
-                   : "size " + std::to_string(*size) +
-                         " is not a multiple of 512");
+    return base::InvalidArgumentError(*size == 0
+                                          ? "the file is empty"
+                                          : "size " + std::to_string(*size) +
+                                                " is not a multiple of 512");
   }
   BIM_RETURN_IF_ERROR(
       StartOver(size ? ChunkSizeFor(*size) : kUnknownSizeChunk, size));
@@ -634,8 +629,8 @@ Status IngestImpl::Begin(std::optional<uint64_t> size, std::string validator) {
     journal_.Reset();
   }
   BIM_RETURN_IF_ERROR(RemovePartial(*disk_, key_));
-  BIM_ASSIGN_OR_RETURN(temp_, root.OpenFile(TempFile(key_),
-                                            O_RDWR | O_CREAT | O_EXCL, 0600));
+  BIM_ASSIGN_OR_RETURN(
+      temp_, root.OpenFile(TempFile(key_), O_RDWR | O_CREAT | O_EXCL, 0600));
   BIM_FAILPOINT_ERROR("store.ingest.temp_made");
   if (size && ::ftruncate(temp_.get(), static_cast<off_t>(*size)) != 0) {
     return base::ErrnoError(errno, "cannot make " + TempPath() + " " +
@@ -650,11 +645,10 @@ Status IngestImpl::Begin(std::optional<uint64_t> size, std::string validator) {
       return base::ErrnoError(errno, "cannot stat " + TempPath());
     }
     BIM_RETURN_IF_ERROR(root.ReplaceFile(
-        RecordFile(key_),
-        EncodeJournalHeader({key_, *size, chunk_size_, validator_,
-                             st.st_ino})));
-    BIM_ASSIGN_OR_RETURN(UniqueFd journal, root.OpenFile(RecordFile(key_),
-                                                         O_WRONLY | O_APPEND));
+        RecordFile(key_), EncodeJournalHeader({key_, *size, chunk_size_,
+                                               validator_, st.st_ino})));
+    BIM_ASSIGN_OR_RETURN(UniqueFd journal,
+                         root.OpenFile(RecordFile(key_), O_WRONLY | O_APPEND));
     std::lock_guard lock(mutex_);
     journal_ = std::move(journal);
     BIM_FAILPOINT("store.journal.made");
@@ -667,16 +661,14 @@ Status IngestImpl::Begin(std::optional<uint64_t> size, std::string validator) {
 Result<ImageRecord> IngestImpl::Commit(std::stop_token stop) {
   BIM_CHECK(begun_);
   if (size_ && position_ != *size_) {
-    return base::UnavailableError("only " + std::to_string(position_) +
-                                  " of " + std::to_string(*size_) +
-                                  " bytes came");
+    return base::UnavailableError("only " + std::to_string(position_) + " of " +
+                                  std::to_string(*size_) + " bytes came");
   }
   BIM_RETURN_IF_ERROR(FlushBlock(stop));
   // fsync while the hash of the last blocks is still being made.
   {
     std::unique_lock lock(mutex_);
-    changed_.wait(lock,
-                  [&] { return written_ == pushed_ && !sync_running_; });
+    changed_.wait(lock, [&] { return written_ == pushed_ && !sync_running_; });
     if (!failure_.ok()) return failure_;
   }
   if (!size_) {
@@ -734,9 +726,9 @@ Result<ImageRecord> IngestImpl::Commit(std::stop_token stop) {
     (void)Discard();
     return checked;
   }
-  auto published = Publish(
-      *disk_, key_, temp_.get(), std::move(record), options_.file_mode,
-      options_.expect_sha512 ? options_.expect_sha512->Hex() : "");
+  auto published =
+      Publish(*disk_, key_, temp_.get(), std::move(record), options_.file_mode,
+              options_.expect_sha512 ? options_.expect_sha512->Hex() : "");
   if (!published.ok()) {
     const Code code = published.status().code();
     if (code == Code::kFailedPrecondition || code == Code::kDataLoss) {
@@ -835,8 +827,8 @@ Result<ImageRecord> Reflink(const Disk& disk, const ImageKey& key, int source,
   if (::fsync(temp.get()) != 0) {
     return fail(base::ErrnoError(errno, "cannot sync " + shown));
   }
-  auto published = Publish(disk, key, temp.get(), record, file_mode,
-                           expected_checksum);
+  auto published =
+      Publish(disk, key, temp.get(), record, file_mode, expected_checksum);
   if (!published.ok()) return fail(published.status());
   published->chunks.clear();
   return published;

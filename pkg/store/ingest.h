@@ -10,7 +10,8 @@
 // flight: memory does not grow with the file, Append waits (backpressure).
 //
 // All functions block. Thread-safety: one caller at a time; stored_bytes()
-// and total_bytes() from any thread. The destructor suspends: what is complete stays resumable.
+// and total_bytes() from any thread. The destructor suspends: what is complete
+// stays resumable.
 #pragma once
 
 #include <cstddef>

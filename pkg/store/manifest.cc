@@ -24,8 +24,7 @@ base::Status Manifest::Check() const {
                          std::to_string(chunk_size) +
                          " is no power of two of at least 256 KiB");
   }
-  const uint64_t count =
-      size / chunk_size + (size % chunk_size != 0 ? 1 : 0);
+  const uint64_t count = size / chunk_size + (size % chunk_size != 0 ? 1 : 0);
   if (count > kMaxChunks || count != chunks.size()) {
     return DataLossError("the manifest has " + std::to_string(chunks.size()) +
                          " chunks, a file of " + std::to_string(size) +

@@ -27,7 +27,7 @@ uint64_t ChunkSizeFor(uint64_t size);
 uint32_t ChunkCount(uint64_t size, uint64_t chunk_size);
 
 struct Chunk {
-  bool zero = false;                   // all bytes are zero; no digest then
+  bool zero = false;  // all bytes are zero; no digest then
   std::array<std::byte, 32> sha256{};
   friend bool operator==(const Chunk&, const Chunk&) = default;
 };

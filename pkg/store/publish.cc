@@ -53,9 +53,8 @@ Result<struct stat> StatFd(int fd) {
 Status ProbeInto(int fd, ImageRecord& record) {
   BIM_ASSIGN_OR_RETURN(struct stat st, StatFd(fd));
   FileReader reader(fd);
-  BIM_ASSIGN_OR_RETURN(
-      image::ImageInfo info,
-      image::Probe(reader, static_cast<uint64_t>(st.st_size)));
+  BIM_ASSIGN_OR_RETURN(image::ImageInfo info,
+                       image::Probe(reader, static_cast<uint64_t>(st.st_size)));
   record.format = image::FormatName(info.format);
   record.virtual_size = info.virtual_size;
   return base::OkStatus();
@@ -84,9 +83,9 @@ Status FinishPublish(const Disk& disk, ImageRecord& record,
   BIM_FAILPOINT("store.commit.dir_synced");
   BIM_ASSIGN_OR_RETURN(struct stat st, root.Stat(DataFile(record.key)));
   record.stamp = StampOf(st);
-  BIM_RETURN_IF_ERROR(WriteConfig(
-      disk, record, static_cast<uint64_t>(st.st_blocks) * 512,
-      expected_checksum));
+  BIM_RETURN_IF_ERROR(WriteConfig(disk, record,
+                                  static_cast<uint64_t>(st.st_blocks) * 512,
+                                  expected_checksum));
   BIM_FAILPOINT("store.commit.config_written");
   BIM_RETURN_IF_ERROR(
       root.ReplaceFile(RecordFile(record.key), EncodeRecord(record)));
@@ -125,11 +124,9 @@ std::string Openers(const struct stat& file) {
         continue;
       }
       if (pid == ::getpid() && own-- > 0) continue;
-      const std::string exe =
-          read_link("/proc/" + std::string(text) + "/exe");
+      const std::string exe = read_link("/proc/" + std::string(text) + "/exe");
       names += (names.empty() ? "" : ", ") + std::string("process ") +
-               std::string(text) + " (" +
-               exe.substr(exe.rfind('/') + 1) + ")";
+               std::string(text) + " (" + exe.substr(exe.rfind('/') + 1) + ")";
       if (++found >= 5) return names + ", ...";
       break;
     }
@@ -183,9 +180,9 @@ Result<ImageRecord> Publish(const Disk& disk, const ImageKey& key, int fd,
 Status WriteRecord(const Disk& disk, const ImageRecord& record,
                    const std::string& expected_checksum) {
   BIM_ASSIGN_OR_RETURN(struct stat st, disk.root().Stat(DataFile(record.key)));
-  BIM_RETURN_IF_ERROR(WriteConfig(
-      disk, record, static_cast<uint64_t>(st.st_blocks) * 512,
-      expected_checksum));
+  BIM_RETURN_IF_ERROR(WriteConfig(disk, record,
+                                  static_cast<uint64_t>(st.st_blocks) * 512,
+                                  expected_checksum));
   return disk.root().ReplaceFile(RecordFile(record.key), EncodeRecord(record));
 }
 
@@ -207,9 +204,9 @@ Result<Found> Inspect(const Disk& disk, const ImageKey& key, mode_t file_mode,
     BIM_ASSIGN_OR_RETURN(struct stat temp_st, StatFd(temp->get()));
     if (!Matches(record->stamp, StampOf(temp_st))) return found;
     BIM_ASSIGN_OR_RETURN(ImageRecord whole, ReadRecord(root, key, true));
-    BIM_ASSIGN_OR_RETURN(
-        found.record, Publish(disk, key, temp->get(), std::move(whole),
-                              file_mode, expected_checksum));
+    BIM_ASSIGN_OR_RETURN(found.record,
+                         Publish(disk, key, temp->get(), std::move(whole),
+                                 file_mode, expected_checksum));
     found.kind = Found::Kind::kReady;
     found.stamp = found.record.stamp;
     return found;
@@ -266,8 +263,7 @@ Result<ImageRecord> Scan(const Disk& disk, const ImageKey& key,
                          bool want_sha256, std::stop_token stop,
                          const std::function<void(uint64_t)>& progress) {
   BIM_ASSIGN_OR_RETURN(
-      UniqueFd fd,
-      disk.root().OpenFile(DataFile(key), O_RDONLY | O_NONBLOCK));
+      UniqueFd fd, disk.root().OpenFile(DataFile(key), O_RDONLY | O_NONBLOCK));
   BIM_ASSIGN_OR_RETURN(struct stat before, StatFd(fd.get()));
   if (!S_ISREG(before.st_mode)) {
     return base::FailedPreconditionError(disk.path() + "/" + DataFile(key) +
@@ -302,12 +298,13 @@ Result<ImageRecord> Scan(const Disk& disk, const ImageKey& key,
       for (uint64_t at = begin; at < end;) {
         const size_t want =
             static_cast<size_t>(std::min<uint64_t>(buffer.size(), end - at));
-        BIM_ASSIGN_OR_RETURN(
-            size_t count, io::PreadFull(fd.get(), buffer.data(), want, at,
-                                        disk.path() + "/" + DataFile(key)));
+        BIM_ASSIGN_OR_RETURN(size_t count,
+                             io::PreadFull(fd.get(), buffer.data(), want, at,
+                                           disk.path() + "/" + DataFile(key)));
         if (count != want) {
-          return base::AbortedError("the file became shorter while it was "
-                                    "read");
+          return base::AbortedError(
+              "the file became shorter while it was "
+              "read");
         }
         const auto piece = std::span<const std::byte>(buffer).first(count);
         chunk.zero = chunk.zero && io::IsZero(piece);
@@ -389,8 +386,7 @@ Status RemoveImage(const Disk& disk, const ImageKey& key, bool force) {
     BIM_FAILPOINT("store.remove.file");
   }
   if (Status removed = root.RemoveDir(ImageDir(key)); !removed.ok()) {
-    BIM_LOG_WARN("{}: left in place, it holds other files",
-                 removed.message());
+    BIM_LOG_WARN("{}: left in place, it holds other files", removed.message());
   }
   BIM_ASSIGN_OR_RETURN(io::Dir images, root.OpenDir(kImagesDir));
   return images.Sync();

@@ -20,9 +20,8 @@ namespace bim::store {
 // format's safety rules, owner check, mode, sealed record, rename, directory
 // sync, final record and cfg. `record` has digests and chunks; stamp and
 // format are filled in. The errors are those of Ingest::Commit.
-base::Result<ImageRecord> Publish(const Disk& disk, const ImageKey& key,
-                                  int fd, ImageRecord record,
-                                  mode_t file_mode,
+base::Result<ImageRecord> Publish(const Disk& disk, const ImageKey& key, int fd,
+                                  ImageRecord record, mode_t file_mode,
                                   const std::string& expected_checksum);
 
 // Makes (and makes durable) the directory of an image. ALREADY_EXISTS when it
@@ -42,8 +41,8 @@ struct Found {
     kUnproven  // a file of which nothing is known: only a full read can tell
   };
   Kind kind = Kind::kNothing;
-  ImageRecord record;  // of kReady and kChanged; chunks not loaded
-  FileStamp stamp;     // of the file now
+  ImageRecord record;      // of kReady and kChanged; chunks not loaded
+  FileStamp stamp;         // of the file now
   bool by_config = false;  // kReady by Longhorn's cfg: no manifest yet
 };
 // Finishes a commit that a crash cut short after the file was sealed. Reads no
@@ -55,9 +54,9 @@ base::Result<Found> Inspect(const Disk& disk, const ImageKey& key,
 // Reads the ready file of `key` once: digests, chunks and format as they are
 // now. ABORTED when the file changed meanwhile. `progress` is called with the
 // bytes read so far. DATA_LOSS / FAILED_PRECONDITION: no sound image.
-base::Result<ImageRecord> Scan(
-    const Disk& disk, const ImageKey& key, bool want_sha256,
-    std::stop_token stop, const std::function<void(uint64_t)>& progress);
+base::Result<ImageRecord> Scan(const Disk& disk, const ImageKey& key,
+                               bool want_sha256, std::stop_token stop,
+                               const std::function<void(uint64_t)>& progress);
 
 // FAILED_PRECONDITION while a process has the ready file open; see RemoveImage.
 base::Status CheckUnused(const Disk& disk, const ImageKey& key);

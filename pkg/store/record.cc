@@ -4,7 +4,6 @@
 #include <cstdio>
 #include <cstring>
 #include <ctime>
-
 #include <nlohmann/json.hpp>
 
 #include "pkg/hash/hasher.h"
@@ -39,9 +38,8 @@ std::string Sha256Hex(std::string_view text) {
 }
 
 std::string Envelope(const char* magic, const std::string& header) {
-  return std::string(magic) + " " +
-         std::to_string(meta::kDiskFormatVersion) + " " +
-         std::to_string(meta::kDiskFormatMinVersion) + " " +
+  return std::string(magic) + " " + std::to_string(meta::kDiskFormatVersion) +
+         " " + std::to_string(meta::kDiskFormatMinVersion) + " " +
          std::to_string(header.size()) + " " + Sha256Hex(header) + "\n" +
          header;
 }
@@ -57,16 +55,16 @@ Result<Opened> OpenEnvelope(const io::Dir& disk, const std::string& path,
                             bool with_rest) {
   std::string text;
   if (with_rest) {
-    BIM_ASSIGN_OR_RETURN(
-        text, disk.ReadFile(path, kMaxLine + kMaxHeader + max_rest));
+    BIM_ASSIGN_OR_RETURN(text,
+                         disk.ReadFile(path, kMaxLine + kMaxHeader + max_rest));
   } else {
     BIM_ASSIGN_OR_RETURN(base::UniqueFd fd,
                          disk.OpenFile(path, O_RDONLY | O_NONBLOCK));
     // Nearly every header is far below 4 KiB.
     text.resize(4096);
-    BIM_ASSIGN_OR_RETURN(
-        size_t count, io::PreadFull(fd.get(), text.data(), text.size(), 0,
-                                    disk.path() + "/" + path));
+    BIM_ASSIGN_OR_RETURN(size_t count,
+                         io::PreadFull(fd.get(), text.data(), text.size(), 0,
+                                       disk.path() + "/" + path));
     text.resize(count);
   }
   const std::string shown = disk.path() + "/" + path;
@@ -186,18 +184,16 @@ std::string EncodeRecord(const ImageRecord& record) {
 Result<ImageRecord> ReadRecord(const io::Dir& disk, const ImageKey& key,
                                bool with_chunks) {
   const std::string path = RecordFile(key);
-  BIM_ASSIGN_OR_RETURN(
-      Opened opened,
-      OpenEnvelope(disk, path, kRecordMagic, kMaxTable, with_chunks));
+  BIM_ASSIGN_OR_RETURN(Opened opened, OpenEnvelope(disk, path, kRecordMagic,
+                                                   kMaxTable, with_chunks));
   const json& header = opened.header;
   const std::string shown = disk.path() + "/" + path;
   ImageRecord record;
   record.key = {Value<std::string>(header, "name", ""),
                 Value<std::string>(header, "uuid", "")};
   if (record.key != key) {
-    return DataLossError(shown + " is the record of image '" +
-                         record.key.name + "' with uuid '" + record.key.uuid +
-                         "'");
+    return DataLossError(shown + " is the record of image '" + record.key.name +
+                         "' with uuid '" + record.key.uuid + "'");
   }
   record.stamp = {Value<uint64_t>(header, "size", 0),
                   Value<uint64_t>(header, "inode", 0),
@@ -206,9 +202,8 @@ Result<ImageRecord> ReadRecord(const io::Dir& disk, const ImageKey& key,
   record.format = Value<std::string>(header, "format", "");
   record.virtual_size = Value<uint64_t>(header, "virtualSize", 0);
   BIM_ASSIGN_OR_RETURN(
-      record.sha512,
-      Digest::FromHex(DigestAlgorithm::kSha512,
-                      Value<std::string>(header, "sha512", "")));
+      record.sha512, Digest::FromHex(DigestAlgorithm::kSha512,
+                                     Value<std::string>(header, "sha512", "")));
   if (header.contains("sha256")) {
     BIM_ASSIGN_OR_RETURN(
         record.sha256,
@@ -256,9 +251,8 @@ std::string EncodeJournalEntry(uint32_t index, const Chunk& chunk) {
 
 Result<Journal> ReadJournal(const io::Dir& disk, const ImageKey& key) {
   const std::string path = RecordFile(key);
-  BIM_ASSIGN_OR_RETURN(
-      Opened opened,
-      OpenEnvelope(disk, path, kJournalMagic, kMaxJournal, true));
+  BIM_ASSIGN_OR_RETURN(Opened opened, OpenEnvelope(disk, path, kJournalMagic,
+                                                   kMaxJournal, true));
   Journal journal;
   JournalHeader& header = journal.header;
   header.key = {Value<std::string>(opened.header, "name", ""),
@@ -334,8 +328,8 @@ std::string FormatModificationTime(int64_t mtime_ns) {
   struct tm utc = {};
   gmtime_r(&time, &utc);
   char buffer[64];
-  size_t length = std::strftime(buffer, sizeof(buffer), "%Y-%m-%d %H:%M:%S",
-                                &utc);
+  size_t length =
+      std::strftime(buffer, sizeof(buffer), "%Y-%m-%d %H:%M:%S", &utc);
   std::string out(buffer, length);
   if (nanoseconds != 0) {
     std::snprintf(buffer, sizeof(buffer), ".%09" PRId64, nanoseconds);

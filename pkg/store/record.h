@@ -47,7 +47,7 @@ struct ImageRecord {
   uint64_t virtual_size = 0;
   base::Digest sha512;
   std::optional<base::Digest> sha256;
-  std::string origin;   // how it came, for people
+  std::string origin;       // how it came, for people
   int64_t verified_ns = 0;  // when all of it was last received or read
   uint64_t chunk_size = 0;
   // Empty while only the header was read, or when there is no manifest.

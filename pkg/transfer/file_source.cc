@@ -25,8 +25,7 @@ class FileSource : public Source {
     SourceHead head;
     head.size = size;
     head.validator = Validator();
-    head.offset =
-        validator == head.validator && offset <= size ? offset : 0;
+    head.offset = validator == head.validator && offset <= size ? offset : 0;
     base::Status status = sink.OnHead(head);
     std::vector<std::byte> buffer(kPiece);
     for (uint64_t at = head.offset; status.ok() && at < size;) {
@@ -41,8 +40,8 @@ class FileSource : public Source {
           return {Failure::kCancelled, base::CancelledError("stopped"),
                   std::nullopt};
         }
-        const size_t want = static_cast<size_t>(
-            std::min<uint64_t>(kPiece, data->end - at));
+        const size_t want =
+            static_cast<size_t>(std::min<uint64_t>(kPiece, data->end - at));
         auto count = io::PreadFull(file_.get(), buffer.data(), want, at,
                                    "the source file");
         if (!count.ok()) return Unreadable(count.status());

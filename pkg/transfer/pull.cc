@@ -108,8 +108,7 @@ class IngestSink : public SourceSink {
   // The first bytes are there: are they an image's?
   Status CheckPending(bool whole) {
     checking_ = false;
-    if (Status status =
-            image::CheckHead(pending_, whole, head_.content_type);
+    if (Status status = image::CheckHead(pending_, whole, head_.content_type);
         !status.ok()) {
       return Refuse(std::move(status));
     }
@@ -201,22 +200,21 @@ PullResult Pull(Source& source, store::Ingest& ingest, const PullSpec& spec,
   }
   if (outcome.failure == Failure::kNone && sink.size() &&
       ingest.position() != *sink.size()) {
-    outcome = {Failure::kTransient,
-               base::UnavailableError(
-                   "the source ended early: " +
-                   std::to_string(ingest.position()) + " of " +
-                   std::to_string(*sink.size()) + " bytes came"),
-               std::nullopt};
+    outcome = {
+        Failure::kTransient,
+        base::UnavailableError(
+            "the source ended early: " + std::to_string(ingest.position()) +
+            " of " + std::to_string(*sink.size()) + " bytes came"),
+        std::nullopt};
   }
   if (outcome.failure == Failure::kNone && spec.expected_size != 0 &&
       ingest.position() != spec.expected_size) {
-    outcome = {Failure::kPermanent,
-               base::FailedPreconditionError(
-                   "wrong size: expected " +
-                   std::to_string(spec.expected_size) +
-                   " bytes, the source sent " +
-                   std::to_string(ingest.position())),
-               std::nullopt};
+    outcome = {
+        Failure::kPermanent,
+        base::FailedPreconditionError(
+            "wrong size: expected " + std::to_string(spec.expected_size) +
+            " bytes, the source sent " + std::to_string(ingest.position())),
+        std::nullopt};
     (void)ingest.Discard();
   }
   // Bytes of a content that is proven wrong are of no use.

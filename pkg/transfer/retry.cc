@@ -19,9 +19,8 @@ milliseconds Exponential(milliseconds first, milliseconds max,
 
 milliseconds Spread(milliseconds delay, double jitter) {
   const double share = 0.5 + 0.5 * std::clamp(jitter, 0.0, 1.0);
-  return milliseconds(
-      static_cast<milliseconds::rep>(static_cast<double>(delay.count()) *
-                                     share));
+  return milliseconds(static_cast<milliseconds::rep>(
+      static_cast<double>(delay.count()) * share));
 }
 
 }  // namespace
@@ -36,16 +35,15 @@ RetryDecision Decide(RetryState state, Failure failure,
   if (failure == Failure::kPermanent) {
     return {Kind::kNever, {}, {0, state.attempts + 1}};
   }
-  const milliseconds wanted = retry_after ? milliseconds(*retry_after)
-                                          : milliseconds(0);
+  const milliseconds wanted =
+      retry_after ? milliseconds(*retry_after) : milliseconds(0);
   const int tries = progress ? 1 : state.tries + 1;
   // A full or failing disk does not mend within seconds.
   if (failure == Failure::kTransient && tries < retry.max_tries &&
       wanted <= retry.max) {
-    const milliseconds delay =
-        Spread(Exponential(retry.first, retry.max,
-                           static_cast<uint32_t>(tries - 1)),
-               jitter);
+    const milliseconds delay = Spread(
+        Exponential(retry.first, retry.max, static_cast<uint32_t>(tries - 1)),
+        jitter);
     return {Kind::kSoon, std::max(delay, wanted), {tries, state.attempts}};
   }
   // The window itself is not spread: it is what operators are told.

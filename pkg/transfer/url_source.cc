@@ -106,12 +106,11 @@ class HttpSource : public Source {
       out.validator = ValidatorOf(head);
       if (head.status == 206) {
         // Strictly what was asked for, of the content that we have a part of.
-        const bool fits = offset_ > 0 && head.content_range &&
-                          head.content_range->first == offset_ &&
-                          head.content_range->total &&
-                          head.content_range->last + 1 ==
-                              *head.content_range->total &&
-                          out.validator == validator_;
+        const bool fits =
+            offset_ > 0 && head.content_range &&
+            head.content_range->first == offset_ && head.content_range->total &&
+            head.content_range->last + 1 == *head.content_range->total &&
+            out.validator == validator_;
         if (!fits) {
           odd_range_ = true;
           return base::UnavailableError(

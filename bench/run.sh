@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# Installs what is missing, builds the release, runs every benchmark and prints
+# the table of README.md.
+#
+#   bench/run.sh [--only CASE[,CASE]] [--pairs N] [--dir DIR] [--update-readme]
+#
+# Cases: download, reflink, start, memory, idle. DIR (default: a new folder in
+# /var/tmp) needs 30 GiB; reflink needs root, to mount a scratch XFS.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. .ci/lib.sh
+case " $* " in *" -h "*|*" --help "*) sed -n '2,8s/^# \{0,1\}//p' bench/run.sh; exit 0 ;; esac
+mkdir -p build
+install_packages build run test
+build release
+exec /usr/bin/python3 bench/bench.py --binary "$PWD/build/release/bim" "$@"

@@ -1,0 +1,56 @@
+#!/usr/bin/env bash
+# Installs what is missing, builds, and runs every test.
+#
+#   ./test.sh [--long] [--preset dev|asan|tsan] [-- PYTEST-ARGUMENTS]
+#
+# --long also runs what needs more time; --preset asan runs the same tests in a
+# build with AddressSanitizer and UBSan, --preset tsan the unit tests of all
+# that lies below gRPC with ThreadSanitizer.
+set -euo pipefail
+cd "$(dirname "$0")"
+preset=dev long=0
+while [ $# -gt 0 ]; do
+  case "$1" in
+    --long) long=1 ;;
+    --preset) preset=${2:-}; shift ;;
+    --preset=*) preset=${1#*=} ;;
+    --) shift; break ;;
+    -h|--help) sed -n '2,8s/^# \{0,1\}//p' "$0"; exit 0 ;;
+    *) echo "test.sh: unknown option $1" >&2; exit 2 ;;
+  esac
+  shift
+done
+case "$preset" in dev|asan|tsan) ;; *) echo "test.sh: --preset is dev, asan or tsan, not '$preset'" >&2; exit 2 ;; esac
+. .ci/lib.sh
+mkdir -p build
+install_packages build run test
+
+export ASAN_OPTIONS=detect_leaks=1:abort_on_error=0:detect_stack_use_after_return=0
+export UBSAN_OPTIONS=print_stacktrace=1
+export TSAN_OPTIONS=halt_on_error=1:second_deadlock_stack=1
+[ "$preset" = dev ] || export BIM_TEST_SLOWDOWN=4
+
+echo "== build ($preset)"
+build "$preset"
+if [ "$preset" = dev ]; then
+  echo "== layers, formats, failpoints"
+  /usr/bin/python3 tests/layers_test.py
+  /usr/bin/python3 tests/format_test.py
+  # A release build must not contain failpoints.
+  cmake --preset release -B build/release-check -DBIM_GRPC=OFF \
+    -DCMAKE_CXX_COMPILER_LAUNCHER=ccache >build/release-check.log
+  cmake --build build/release-check >>build/release-check.log 2>&1 ||
+    { tail -50 build/release-check.log; exit 1; }
+  grep -q 'store\.commit\.sealed' build/dev/libbim_store.a || die "the dev build has no failpoints"
+  for library in build/release-check/libbim_*.a; do
+    ! grep -qE 'store\.commit\.|BIM_FAILPOINTS|ReachFailpoint' "$library" ||
+      die "failpoints in the release build: $library"
+  done
+fi
+echo "== unit tests"
+ctest --test-dir "build/$preset" --output-on-failure -j2
+if [ "$preset" != tsan ]; then
+  echo "== end-to-end tests"
+  export BIM_BINARY=$PWD/build/$preset/bim
+  BIM_TEST_LONG=$long /usr/bin/python3 -m pytest -p no:cacheprovider -q tests/e2e "$@"
+fi
