@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
@@ -35,9 +36,10 @@ void PrintJson(const google::protobuf::Message& message) {
 std::string PercentEncode(std::string_view text) {
   std::string encoded;
   for (const char c : text) {
-    const bool plain = (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') ||
-                       (c >= '0' && c <= '9') ||
-                       std::string_view("-._~").find(c) != std::string_view::npos;
+    const bool plain =
+        (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') ||
+        (c >= '0' && c <= '9') ||
+        std::string_view("-._~").find(c) != std::string_view::npos;
     if (plain) {
       encoded += c;
     } else {
@@ -45,6 +47,14 @@ std::string PercentEncode(std::string_view text) {
     }
   }
   return encoded;
+}
+
+bool HasReadyCopyOn(const v1::Image& image, const std::string& disk) {
+  return std::any_of(
+      image.copies().begin(), image.copies().end(), [&](const v1::Copy& copy) {
+        return copy.state() == "ready" &&
+               (copy.disk_uuid() == disk || copy.disk_path() == disk);
+      });
 }
 
 // The data port as this client reaches it: one that listens on all addresses
@@ -92,11 +102,29 @@ std::string AddressOf(const ClientOptions& options) {
   return options.address.empty() ? DefaultAddress() : options.address;
 }
 
+std::optional<Connection::Clock::time_point> DeadlineOf(
+    const ClientOptions& options) {
+  if (!options.timeout) return std::nullopt;
+  return Connection::Clock::now() + *options.timeout;
+}
+
+// Commands that take long and have something to tidy up or to say when they
+// are interrupted.
+bool Waits(const Command& command) {
+  const auto* ensure = std::get_if<ImageEnsureCommand>(&command);
+  return (ensure && ensure->wait) ||
+         std::holds_alternative<ImageWatchCommand>(command) ||
+         std::holds_alternative<ImageVerifyCommand>(command) ||
+         std::holds_alternative<ImageExportCommand>(command);
+}
+
 // One command each; `operator()` runs it.
 class Runner {
  public:
-  Runner(Connection& connection, OutputFormat output)
-      : connection_(connection), output_(output) {}
+  // `interrupt` is there for the commands for which Waits() is true.
+  Runner(Connection& connection, const Interrupt* interrupt,
+         OutputFormat output)
+      : connection_(connection), interrupt_(interrupt), output_(output) {}
 
   CommandEnd operator()(const ImageEnsureCommand& command) {
     v1::EnsureRequest request;
@@ -111,19 +139,18 @@ class Runner {
     for (const std::string& disk : command.disks) spec.add_disks(disk);
     if (command.all) spec.add_disks("all");
     v1::EnsureResponse response;
-    CommandEnd end = connection_.Call(
-        connection_.images(), &v1::ImageService::Stub::Ensure, request,
-        response);
+    CommandEnd end =
+        connection_.Call(connection_.images(), &v1::ImageService::Stub::Ensure,
+                         request, response);
     if (!end.ok()) return end;
     if (command.wait) {
-      end = AwaitImage(connection_, *response.mutable_image());
+      end = AwaitImage(connection_, *interrupt_, *response.mutable_image());
     }
     const v1::Image& image = response.image();
     if (json()) {
       PrintJson(response);
     } else {
-      Print(fmt::format("{} {}: {}{}", image.spec().name(),
-                        image.spec().uuid(),
+      Print(fmt::format("{} {}: {}{}", image.spec().name(), image.spec().uuid(),
                         response.created() ? "" : "already wanted, ",
                         OneLine(RenderState(image))));
     }
@@ -148,9 +175,8 @@ class Runner {
     request.set_page_size(1000);
     do {
       v1::ListResponse page;
-      const CommandEnd end =
-          connection_.Call(connection_.images(), &v1::ImageService::Stub::List,
-                           request, page);
+      const CommandEnd end = connection_.Call(
+          connection_.images(), &v1::ImageService::Stub::List, request, page);
       if (!end.ok()) return end;
       request.set_page_token(page.next_page_token());
       all.mutable_images()->MergeFrom(page.images());
@@ -166,7 +192,7 @@ class Runner {
   }
 
   CommandEnd operator()(const ImageWatchCommand& command) {
-    return WatchImages(connection_, command, output_);
+    return WatchImages(connection_, *interrupt_, command, output_);
   }
 
   CommandEnd operator()(const ImageRemoveCommand& command) {
@@ -188,7 +214,7 @@ class Runner {
   }
 
   CommandEnd operator()(const ImageVerifyCommand& command) {
-    return VerifyImage(connection_, command, output_);
+    return VerifyImage(connection_, *interrupt_, command, output_);
   }
 
   CommandEnd operator()(const ImageExportCommand& command) {
@@ -205,6 +231,11 @@ class Runner {
               fmt::format("image {} has no ready copy to export: it is {}",
                           command.name, OneLine(RenderState(image)))};
     }
+    if (!command.disk.empty() && !HasReadyCopyOn(image, command.disk)) {
+      return {ExitCode::kNotFound,
+              fmt::format("image {} has no ready copy on disk {}", command.name,
+                          command.disk)};
+    }
     if (version.data_endpoint().empty()) {
       return {ExitCode::kRefused,
               "the daemon serves no data: api.data_listen is empty"};
@@ -217,18 +248,19 @@ class Runner {
         command.disk.empty() ? "" : "?disk=" + PercentEncode(command.disk));
     request.proxy = "none";
 
-    Interrupt interrupt(connection_.deadline());
     ProgressLine line;
-    const base::Status status =
-        Export(request, *digest, image.size(),
-               {.file = command.file, .force = command.force},
-               [&](uint64_t bytes) {
-                 line.Update(command.name, bytes, image.size());
-               },
-               interrupt.token());
+    const base::Status status = Export(
+        request, *digest, image.size(),
+        {.file = command.file, .force = command.force},
+        [&](uint64_t bytes) {
+          line.Update({.label = command.name,
+                       .done_bytes = bytes,
+                       .total_bytes = image.size()});
+        },
+        interrupt_->token());
     line.Clear();
-    if (interrupt.requested() && !status.ok()) {
-      return interrupt.timed_out()
+    if (interrupt_->requested() && !status.ok()) {
+      return interrupt_->timed_out()
                  ? CommandEnd{ExitCode::kTimedOut, "timed out"}
                  : CommandEnd{ExitCode::kInterrupted, "interrupted"};
     }
@@ -268,18 +300,16 @@ class Runner {
     request.set_uuid(command.uuid);
     request.set_init(command.init);
     v1::AddDiskResponse response;
-    const CommandEnd end =
-        connection_.Call(connection_.disks(), &v1::DiskService::Stub::Add,
-                         request, response);
+    const CommandEnd end = connection_.Call(
+        connection_.disks(), &v1::DiskService::Stub::Add, request, response);
     if (!end.ok()) return end;
     if (json()) {
       PrintJson(response);
     } else {
       const v1::Disk& disk = response.disk();
-      Print(fmt::format("{} {}: {}{}", disk.path(), disk.uuid(), disk.state(),
-                        disk.message().empty()
-                            ? ""
-                            : ": " + OneLine(disk.message())));
+      Print(fmt::format(
+          "{} {}: {}{}", disk.path(), disk.uuid(), disk.state(),
+          disk.message().empty() ? "" : ": " + OneLine(disk.message())));
     }
     return {};
   }
@@ -289,9 +319,8 @@ class Runner {
     request.set_disk(command.disk);
     request.set_force(command.force);
     v1::RemoveDiskResponse response;
-    const CommandEnd end =
-        connection_.Call(connection_.disks(), &v1::DiskService::Stub::Remove,
-                         request, response);
+    const CommandEnd end = connection_.Call(
+        connection_.disks(), &v1::DiskService::Stub::Remove, request, response);
     if (!end.ok()) return end;
     if (json()) {
       PrintJson(response);
@@ -315,14 +344,14 @@ class Runner {
     request.set_name(name);
     request.set_uuid(uuid);
     v1::GetResponse response;
-    const CommandEnd end =
-        connection_.Call(connection_.images(), &v1::ImageService::Stub::Get,
-                         request, response);
+    const CommandEnd end = connection_.Call(
+        connection_.images(), &v1::ImageService::Stub::Get, request, response);
     if (end.ok()) image = response.image();
     return end;
   }
 
   Connection& connection_;
+  const Interrupt* const interrupt_;
   const OutputFormat output_;
 };
 
@@ -333,7 +362,8 @@ CommandEnd ShowVersion(const ClientOptions& options,
   std::optional<v1::VersionGetResponse> server;
   if (!command.client_only) {
     std::unique_ptr<Connection> connection;
-    end = Connection::Open(AddressOf(options), options.timeout, connection);
+    end = Connection::Open(AddressOf(options), DeadlineOf(options), {},
+                           connection);
     v1::VersionGetResponse answer;
     if (end.ok()) end = GetVersion(*connection, answer);
     if (end.ok()) server = answer;
@@ -367,11 +397,18 @@ CommandEnd RunClientCommand(const Invocation& invocation) {
   if (const auto* version = std::get_if<VersionCommand>(&invocation.command)) {
     return ShowVersion(options, *version);
   }
+  const auto deadline = DeadlineOf(options);
+  // The others are over soon: there Ctrl-C may end the process where it stands.
+  std::optional<Interrupt> interrupt;
+  if (Waits(invocation.command)) interrupt.emplace(deadline);
   std::unique_ptr<Connection> connection;
-  const CommandEnd end =
-      Connection::Open(AddressOf(options), options.timeout, connection);
+  const CommandEnd end = Connection::Open(
+      AddressOf(options), deadline,
+      interrupt ? interrupt->token() : std::stop_token(), connection);
   if (!end.ok()) return end;
-  return std::visit(Runner(*connection, options.output), invocation.command);
+  return std::visit(
+      Runner(*connection, interrupt ? &*interrupt : nullptr, options.output),
+      invocation.command);
 }
 
 }  // namespace bim::daemon

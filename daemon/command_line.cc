@@ -40,8 +40,8 @@ CLI::Validator OneOf(const std::string& choices) {
     }
     std::string expected = choices;
     for (size_t bar; (bar = expected.rfind('|')) != expected.npos;) {
-      expected.replace(bar, 1, expected.find(" or ") == expected.npos ? " or "
-                                                                      : ", ");
+      expected.replace(bar, 1,
+                       expected.find(" or ") == expected.npos ? " or " : ", ");
     }
     return fmt::format("expected {}, found \"{}\"", expected, text);
   });
@@ -57,14 +57,15 @@ CLI::Validator IsDigest(base::DigestAlgorithm algorithm) {
 class Parser {
  public:
   explicit Parser(const Environment& environment)
-      : root_("Brings VM images onto this node's disks, proves them, keeps "
-              "them.",
-              "bim") {
+      : root_(
+            "Brings VM images onto this node's disks, proves them, keeps "
+            "them.",
+            "bim") {
     root_.require_subcommand(1);
     root_.get_formatter()->column_width(34);
     const auto address = environment.find("BIM_ADDRESS");
-    if (address != environment.end()) invocation_.client.address =
-        address->second;
+    if (address != environment.end())
+      invocation_.client.address = address->second;
     root_
         .add_option("--address", invocation_.client.address,
                     "The daemon: host:port or unix:/path (BIM_ADDRESS); else "
@@ -75,9 +76,8 @@ class Parser {
         .add_option_function<std::string>(
             "-o,--output",
             [this](const std::string& format) {
-              invocation_.client.output = format == "json"
-                                              ? OutputFormat::kJson
-                                              : OutputFormat::kTable;
+              invocation_.client.output =
+                  format == "json" ? OutputFormat::kJson : OutputFormat::kTable;
             },
             "A table for people, or JSON")
         ->type_name(kFormats)
@@ -191,9 +191,10 @@ class Parser {
     Leaf<DaemonCommand>(
         &root_, "daemon", "Run the daemon of this node",
         [](CLI::App& app, DaemonCommand& c) { AddSettings(app, c); })
-        ->footer("Each flag is a setting; see docs/configuration.md. A flag "
-                 "wins over the environment (BIM_<SECTION>_<KEY>), that over "
-                 "the file.");
+        ->footer(
+            "Each flag is a setting; see docs/configuration.md. A flag "
+            "wins over the environment (BIM_<SECTION>_<KEY>), that over "
+            "the file.");
   }
 
   void AddImage() {
@@ -224,8 +225,8 @@ class Parser {
               ->check(Checked([](const std::string& text) {
                 return ParseSize(text).status().message();
               }));
-          auto* disk = AddDisks(
-              app, c.disks, "UUID or path of a disk; repeatable; else all");
+          auto* disk = AddDisks(app, c.disks,
+                                "UUID or path of a disk; repeatable; else all");
           app.add_flag("--all", c.all, "On all disks, also those added later")
               ->excludes(disk);
           app.add_option("--credential", c.credential,
@@ -285,7 +286,8 @@ class Parser {
     Leaf<DiskAddCommand>(
         disk, "add", "Add a disk and remember it",
         [](CLI::App& app, DiskAddCommand& c) {
-          app.add_option("PATH", c.path, "Absolute path of the disk's directory")
+          app.add_option("PATH", c.path,
+                         "Absolute path of the disk's directory")
               ->required()
               ->type_name(kPath);
           app.add_flag("--init", c.init,
@@ -306,12 +308,11 @@ class Parser {
   }
 
   void AddVersion() {
-    Leaf<VersionCommand>(&root_, "version",
-                         "Show the versions of this program and the daemon",
-                         [](CLI::App& app, VersionCommand& c) {
-                           app.add_flag("--client-only", c.client_only,
-                                        "Do not ask the daemon");
-                         });
+    Leaf<VersionCommand>(
+        &root_, "version", "Show the versions of this program and the daemon",
+        [](CLI::App& app, VersionCommand& c) {
+          app.add_flag("--client-only", c.client_only, "Do not ask the daemon");
+        });
   }
 
   void AddConfig() {
@@ -336,7 +337,8 @@ class Parser {
   static void ForEach(CLI::App& app,
                       const std::function<void(CLI::App&)>& visit) {
     visit(app);
-    for (CLI::App* child : app.get_subcommands([](CLI::App*) { return true; })) {
+    for (CLI::App* child :
+         app.get_subcommands([](CLI::App*) { return true; })) {
       ForEach(*child, visit);
     }
   }
@@ -355,8 +357,8 @@ class Parser {
 
   std::string Help() {
     CLI::App& app = Deepest();
-    std::string help = app.help(
-        app.get_parent() ? PathOf(*app.get_parent()) : std::string());
+    std::string help =
+        app.help(app.get_parent() ? PathOf(*app.get_parent()) : std::string());
     if (app.get_parent()) {
       help +=
           "\nGlobal options: --address ADDRESS, -o table|json, --timeout "
@@ -371,7 +373,8 @@ class Parser {
     const std::string path = PathOf(app);
     const std::string see = fmt::format(" (see {} --help)", path);
     std::vector<std::string> commands;
-    for (CLI::App* child : app.get_subcommands([](CLI::App*) { return true; })) {
+    for (CLI::App* child :
+         app.get_subcommands([](CLI::App*) { return true; })) {
       commands.push_back(child->get_name());
     }
     const std::vector<std::string> rest = root_.remaining(true);
@@ -390,8 +393,7 @@ class Parser {
       }
       return fmt::format("{}: unexpected argument \"{}\"{}", path, word, see);
     }
-    if (!commands.empty() &&
-        dynamic_cast<const CLI::RequiredError*>(&error)) {
+    if (!commands.empty() && dynamic_cast<const CLI::RequiredError*>(&error)) {
       return fmt::format("{}: expected a command: {}{}", path,
                          fmt::join(commands, ", "), see);
     }
@@ -440,7 +442,8 @@ class Parser {
       }
       node.options.push_back(std::move(described));
     }
-    for (CLI::App* child : app.get_subcommands([](CLI::App*) { return true; })) {
+    for (CLI::App* child :
+         app.get_subcommands([](CLI::App*) { return true; })) {
       node.commands.push_back(Describe(*child));
     }
     return node;

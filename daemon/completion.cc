@@ -11,9 +11,9 @@ namespace {
 
 // Every command with the words that lead to it ("image ensure"; empty for the
 // root), parents first.
-void Visit(const CommandNode& node, const std::string& path,
-           const std::function<void(const CommandNode&, const std::string&)>&
-               visit) {
+void Visit(
+    const CommandNode& node, const std::string& path,
+    const std::function<void(const CommandNode&, const std::string&)>& visit) {
   visit(node, path);
   for (const CommandNode& child : node.commands) {
     Visit(child, path.empty() ? child.name : path + " " + child.name, visit);
@@ -91,8 +91,8 @@ std::string BashScript(const CommandNode& root) {
       if (option.is_path) {
         script += "files=1 ;;\n";
       } else {
-        script += fmt::format("values='{} ' ;;\n",
-                              fmt::join(option.choices, " "));
+        script +=
+            fmt::format("values='{} ' ;;\n", fmt::join(option.choices, " "));
       }
     }
   });
@@ -174,11 +174,12 @@ std::string ZshScript(const CommandNode& root) {
       if (option.is_path) {
         script += "_files; return ;;\n";
       } else if (option.choices.empty()) {
-        script += fmt::format("_message {}; return ;;\n",
-                              ShellQuoted(option.help));
+        script +=
+            fmt::format("_message {}; return ;;\n", ShellQuoted(option.help));
       } else {
-        script += fmt::format("values=({}); _describe value values; return ;;\n",
-                              fmt::join(option.choices, " "));
+        script +=
+            fmt::format("values=({}); _describe value values; return ;;\n",
+                        fmt::join(option.choices, " "));
       }
     }
   });

@@ -57,8 +57,8 @@ std::string ConfigReport(const base::Result<EffectiveConfig>& loaded) {
   std::string report;
   for (size_t i = 0; i < settings.size(); ++i) {
     if (i == 0 || settings[i].section != settings[i - 1].section) {
-      report += fmt::format("{}[{}]\n", i == 0 ? "" : "\n",
-                            settings[i].section);
+      report +=
+          fmt::format("{}[{}]\n", i == 0 ? "" : "\n", settings[i].section);
     }
     report += fmt::format("{:<{}}  # {}\n", lines[i], width,
                           loaded->values[i].origin);

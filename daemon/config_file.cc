@@ -71,9 +71,9 @@ base::Result<ConfigFile> ParseConfigFile(std::string path,
       }
     }
   } catch (const toml::parse_error& error) {
-    return base::InvalidArgumentError(
-        fmt::format("{}:{}: {}", file.path, error.source().begin.line,
-                    error.description()));
+    return base::InvalidArgumentError(fmt::format("{}:{}: {}", file.path,
+                                                  error.source().begin.line,
+                                                  error.description()));
   }
   std::stable_sort(
       file.entries.begin(), file.entries.end(),

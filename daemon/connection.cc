@@ -17,6 +17,13 @@ constexpr std::chrono::milliseconds kUnaryTimeout{30'000};
 constexpr std::chrono::milliseconds kConnectTimeout{10'000};
 constexpr std::chrono::milliseconds kReconnectPause{200};
 
+std::chrono::milliseconds UntilOr1ms(
+    std::chrono::steady_clock::time_point deadline) {
+  return std::max(std::chrono::milliseconds(1),
+                  std::chrono::duration_cast<std::chrono::milliseconds>(
+                      deadline - std::chrono::steady_clock::now()));
+}
+
 }  // namespace
 
 ExitCode ExitCodeOf(base::Code code) {
@@ -46,40 +53,42 @@ std::string DefaultAddress() {
 }
 
 CommandEnd Connection::Open(const std::string& address,
-                            std::optional<std::chrono::milliseconds> timeout,
+                            std::optional<Clock::time_point> deadline,
+                            std::stop_token stop,
                             std::unique_ptr<Connection>& connection) {
-  std::optional<std::chrono::steady_clock::time_point> deadline;
-  if (timeout) deadline = std::chrono::steady_clock::now() + *timeout;
-  auto client = api::Client::Connect(
-      address, std::min(timeout.value_or(kConnectTimeout), kConnectTimeout));
+  std::chrono::milliseconds wait = kConnectTimeout;
+  if (deadline) wait = std::min(wait, UntilOr1ms(*deadline));
+  auto client = api::Client::Connect(address, wait);
   if (!client.ok()) {
-    const bool unavailable =
-        client.status().code() == base::Code::kUnavailable;
+    const bool unavailable = client.status().code() == base::Code::kUnavailable;
     return {unavailable ? ExitCode::kUnreachable
                         : ExitCodeOf(client.status().code()),
             client.status().message()};
   }
-  connection.reset(new Connection(*std::move(client), deadline));
+  connection.reset(
+      new Connection(*std::move(client), deadline, std::move(stop)));
   return {};
 }
 
 std::chrono::milliseconds Connection::TimeLeft() const {
-  if (!deadline_) return kUnaryTimeout;
-  return std::max(std::chrono::milliseconds(1),
-                  std::chrono::duration_cast<std::chrono::milliseconds>(
-                      *deadline_ - std::chrono::steady_clock::now()));
+  return deadline_ ? UntilOr1ms(*deadline_) : kUnaryTimeout;
 }
 
 CommandEnd Connection::Explain(const grpc::Status& status) const {
   if (status.ok()) return {};
   const base::Status known = api::FromGrpc(status);
+  if (known.code() == base::Code::kCancelled && stop_.stop_requested() &&
+      (!deadline_ || Clock::now() < *deadline_)) {
+    return {ExitCode::kInterrupted, "interrupted"};
+  }
   // UNAVAILABLE is also what a daemon answers that is stopping, or whose disk
   // is away: then the connection stands.
   if (known.code() == base::Code::kUnavailable &&
       client_->channel()->GetState(false) != GRPC_CHANNEL_READY) {
     return {ExitCode::kUnreachable, known.message()};
   }
-  if (known.code() == base::Code::kDeadlineExceeded) {
+  if (known.code() == base::Code::kDeadlineExceeded ||
+      (known.code() == base::Code::kCancelled && stop_.stop_requested())) {
     return {ExitCode::kTimedOut,
             fmt::format("timed out: the daemon at {} did not answer in time",
                         address())};
@@ -87,16 +96,15 @@ CommandEnd Connection::Explain(const grpc::Status& status) const {
   return {ExitCodeOf(known.code()), known.message()};
 }
 
-bool Connection::Reconnect(std::chrono::milliseconds wait,
-                           std::stop_token stop) {
+bool Connection::Reconnect(std::chrono::milliseconds wait) {
   const std::string address = client_->address();
-  const auto end = std::chrono::steady_clock::now() + wait;
+  const auto end = Clock::now() + wait;
   std::mutex mutex;
   std::condition_variable_any wake;
   std::unique_lock lock(mutex);
-  while (!stop.stop_requested() && std::chrono::steady_clock::now() < end) {
+  while (!stop_.stop_requested() && Clock::now() < end) {
     // First: a daemon that is stopping still lets us in.
-    wake.wait_for(lock, stop, kReconnectPause, [] { return false; });
+    wake.wait_for(lock, stop_, kReconnectPause, [] { return false; });
     auto client = api::Client::Connect(address, std::chrono::seconds(1));
     if (client.ok()) {
       client_ = *std::move(client);

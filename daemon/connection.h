@@ -37,20 +37,19 @@ std::string DefaultAddress();
 
 class Connection {
  public:
-  // Connects; `timeout` is that of --timeout, from now on. kUnreachable, or
-  // kUsage when `address` is none.
+  using Clock = std::chrono::steady_clock;
+
+  // Connects. `deadline`: when --timeout passes. `stop` ends calls early.
+  // kUnreachable, or kUsage when `address` is none.
   static CommandEnd Open(const std::string& address,
-                         std::optional<std::chrono::milliseconds> timeout,
+                         std::optional<Clock::time_point> deadline,
+                         std::stop_token stop,
                          std::unique_ptr<Connection>& connection);
 
   const std::string& address() const { return client_->address(); }
   v1::ImageService::Stub& images() { return client_->images(); }
   v1::DiskService::Stub& disks() { return client_->disks(); }
   v1::VersionService::Stub& version() { return client_->version(); }
-  // When --timeout passes; nullopt without one.
-  std::optional<std::chrono::steady_clock::time_point> deadline() const {
-    return deadline_;
-  }
 
   // A call that answers at once: `stub.*method(request, response)`.
   template <typename Stub, typename Request, typename Response>
@@ -60,25 +59,29 @@ class Connection {
                   const Request& request, Response& response) {
     grpc::ClientContext context;
     api::Client::PrepareContext(context, TimeLeft());
+    const std::stop_callback cancel(stop_, [&] { context.TryCancel(); });
     return Explain((stub.*method)(&context, request, &response));
   }
 
   // What a status means. kOk for OK.
   CommandEnd Explain(const grpc::Status& status) const;
   // After the daemon went away: tries until it is back (true), `wait` passed or
-  // `stop` was requested. The stubs are others afterwards.
-  bool Reconnect(std::chrono::milliseconds wait, std::stop_token stop);
+  // the command is to stop. The stubs are others afterwards.
+  bool Reconnect(std::chrono::milliseconds wait);
 
  private:
   Connection(std::unique_ptr<api::Client> client,
-             std::optional<std::chrono::steady_clock::time_point> deadline)
-      : client_(std::move(client)), deadline_(deadline) {}
+             std::optional<Clock::time_point> deadline, std::stop_token stop)
+      : client_(std::move(client)),
+        deadline_(deadline),
+        stop_(std::move(stop)) {}
 
   // For a call that answers at once; at least 1 ms.
   std::chrono::milliseconds TimeLeft() const;
 
   std::unique_ptr<api::Client> client_;
-  const std::optional<std::chrono::steady_clock::time_point> deadline_;
+  const std::optional<Clock::time_point> deadline_;
+  const std::stop_token stop_;
 };
 
 }  // namespace bim::daemon

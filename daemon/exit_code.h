@@ -5,14 +5,14 @@ namespace bim::daemon {
 
 enum class ExitCode : int {
   kOk = 0,
-  kFailed = 1,            // the operation failed, and no code below says how
-  kUsage = 2,             // wrong flags, arguments or configuration
-  kUnreachable = 3,       // no daemon answers at the address
-  kNotFound = 4,          // no such image or disk
-  kRefused = 5,           // the state does not allow it, or it exists already
-  kImageFailed = 6,       // the image ended failed, or is not what it should be
-  kTimedOut = 7,          // --timeout passed
-  kInterrupted = 130,     // Ctrl-C
+  kFailed = 1,         // the operation failed, and no code below says how
+  kUsage = 2,          // wrong flags, arguments or configuration
+  kUnreachable = 3,    // no daemon answers at the address
+  kNotFound = 4,       // no such image or disk
+  kRefused = 5,        // the state does not allow it, or it exists already
+  kImageFailed = 6,    // the image ended failed, or is not what it should be
+  kTimedOut = 7,       // --timeout passed
+  kInterrupted = 130,  // Ctrl-C
 };
 
 // The table of --help.

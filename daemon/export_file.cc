@@ -9,6 +9,7 @@
 #include <cerrno>
 #include <cstdio>
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "pkg/base/unique_fd.h"
@@ -60,9 +61,8 @@ class PartFile : public Output {
     }
     auto part = std::unique_ptr<PartFile>(new PartFile(target));
     const std::string what = "cannot write " + part->path_;
-    part->fd_ = base::UniqueFd(
-        open(part->path_.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW,
-             0644));
+    part->fd_ = base::UniqueFd(open(
+        part->path_.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0644));
     if (!part->fd_) return base::ErrnoError(errno, what);
     if (flock(part->fd_.get(), LOCK_EX | LOCK_NB) != 0) {
       return base::AbortedError(what + ": another export is writing it");
@@ -77,7 +77,8 @@ class PartFile : public Output {
     }
     part->owned_ = true;
     // Left by one that was killed.
-    if (ftruncate(part->fd_.get(), 0) != 0) return base::ErrnoError(errno, what);
+    if (ftruncate(part->fd_.get(), 0) != 0)
+      return base::ErrnoError(errno, what);
     return std::unique_ptr<Output>(std::move(part));
   }
   ~PartFile() override {
@@ -87,11 +88,12 @@ class PartFile : public Output {
   // Gathers pieces, so that blocks of zeros are seen whole.
   base::Status Write(std::span<const std::byte> data) override {
     buffer_.insert(buffer_.end(), data.begin(), data.end());
-    return buffer_.size() < kBuffer ? base::OkStatus() : Flush();
+    if (buffer_.size() < kBuffer) return base::OkStatus();
+    return Flush(buffer_.size() / io::kZeroBlock * io::kZeroBlock);
   }
 
   base::Status Commit(uint64_t size) override {
-    BIM_RETURN_IF_ERROR(Flush());
+    BIM_RETURN_IF_ERROR(Flush(buffer_.size()));
     const std::string what = "cannot write " + path_;
     if (ftruncate(fd_.get(), static_cast<off_t>(size)) != 0 ||
         fsync(fd_.get()) != 0) {
@@ -111,12 +113,15 @@ class PartFile : public Output {
   explicit PartFile(const ExportTarget& target)
       : target_(target), path_(target.file + ".part") {}
 
-  base::Status Flush() {
+  // Writes the first `size` bytes of the buffer.
+  base::Status Flush(size_t size) {
+    const std::span<const std::byte> data(buffer_.data(), size);
     BIM_RETURN_IF_ERROR(
-        io::WriteSparse(fd_.get(), buffer_, written_, /*dirty=*/false)
+        io::WriteSparse(fd_.get(), data, written_, /*dirty=*/false)
             .WithContext("cannot write " + path_));
-    written_ += buffer_.size();
-    buffer_.clear();
+    written_ += size;
+    buffer_.erase(buffer_.begin(),
+                  buffer_.begin() + static_cast<ptrdiff_t>(size));
     return base::OkStatus();
   }
 

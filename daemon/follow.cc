@@ -9,7 +9,6 @@
 #include <map>
 #include <utility>
 
-#include "daemon/interrupt.h"
 #include "daemon/progress_line.h"
 #include "daemon/render.h"
 
@@ -23,8 +22,7 @@ constexpr std::chrono::milliseconds kNoDeadline{0};
 
 CommandEnd EndOf(const Interrupt& interrupt, std::string_view what_goes_on) {
   if (interrupt.timed_out()) {
-    return {ExitCode::kTimedOut,
-            fmt::format("timed out; {}", what_goes_on)};
+    return {ExitCode::kTimedOut, fmt::format("timed out; {}", what_goes_on)};
   }
   return {ExitCode::kInterrupted, fmt::format("interrupted; {}", what_goes_on)};
 }
@@ -32,7 +30,7 @@ CommandEnd EndOf(const Interrupt& interrupt, std::string_view what_goes_on) {
 // Reads Watch until `on_event` returns false or the interrupt; connects again
 // when the daemon was away, and goes on where it was.
 CommandEnd Follow(
-    Connection& connection, Interrupt& interrupt,
+    Connection& connection, const Interrupt& interrupt,
     const std::function<bool(const v1::WatchResponse&)>& on_event) {
   std::string resume_token;
   bool was_connected = false;
@@ -57,34 +55,35 @@ CommandEnd Follow(
     const grpc::Status status = reader->Finish();
     if (!more) return {};
     if (interrupt.requested()) return EndOf(interrupt, "the daemon goes on");
-    const bool away = status.ok() || status.error_code() ==
-                                         grpc::StatusCode::UNAVAILABLE;
+    const bool away =
+        status.ok() || status.error_code() == grpc::StatusCode::UNAVAILABLE;
     if (!was_connected || !away ||
         std::chrono::steady_clock::now() - away_since > kAway) {
       CommandEnd end = connection.Explain(status);
       if (!end.ok()) return end;
       return {ExitCode::kFailed, "the daemon ended the stream of changes"};
     }
-    connection.Reconnect(kAway, interrupt.token());
+    connection.Reconnect(kAway);
   }
 }
 
-// Bytes of all wanted copies, there and to be there.
-std::pair<uint64_t, uint64_t> BytesOf(const v1::Image& image) {
-  const uint64_t size = std::max(image.size(), image.spec().size());
-  uint64_t done = 0;
+// Of all wanted copies together. The size of the file is not always known
+// before it is there; the share of it is.
+Progress ProgressOf(const v1::Image& image) {
+  Progress progress{
+      .label = fmt::format("{}  {}", image.spec().name(), image.state()),
+      .percent = ProgressPercent(image)};
   for (const v1::Copy& copy : image.copies()) {
-    done += copy.state() == "ready" ? size : copy.processed_bytes();
+    progress.done_bytes += copy.processed_bytes();
   }
-  return {done, size * static_cast<uint64_t>(image.copies_size())};
+  return progress;
 }
 
 bool IsBeingWorkedOn(const v1::Image& image) {
-  return std::any_of(image.copies().begin(), image.copies().end(),
-                     [](const v1::Copy& copy) {
-                       return copy.state() == "starting" ||
-                              copy.state() == "in-progress";
-                     });
+  return std::any_of(
+      image.copies().begin(), image.copies().end(), [](const v1::Copy& copy) {
+        return copy.state() == "starting" || copy.state() == "in-progress";
+      });
 }
 
 bool HasFailedCopy(const v1::Image& image) {
@@ -115,8 +114,8 @@ std::string ClockTime() {
 
 }  // namespace
 
-CommandEnd AwaitImage(Connection& connection, v1::Image& image) {
-  Interrupt interrupt(connection.deadline());
+CommandEnd AwaitImage(Connection& connection, const Interrupt& interrupt,
+                      v1::Image& image) {
   ProgressLine line;
   CommandEnd result;
   bool seen = false;  // in the current snapshot
@@ -126,9 +125,9 @@ CommandEnd AwaitImage(Connection& connection, v1::Image& image) {
                       event.image().spec().uuid() == image.spec().uuid();
     if ((event.type() == v1::WatchResponse::TYPE_SNAPSHOT_END && !seen) ||
         (event.type() == v1::WatchResponse::TYPE_REMOVED && ours)) {
-      result = {ExitCode::kNotFound,
-                fmt::format("image {} was removed meanwhile",
-                            image.spec().name())};
+      result = {
+          ExitCode::kNotFound,
+          fmt::format("image {} was removed meanwhile", image.spec().name())};
       return false;
     }
     if (event.type() != v1::WatchResponse::TYPE_IMAGE || !ours) return true;
@@ -139,9 +138,7 @@ CommandEnd AwaitImage(Connection& connection, v1::Image& image) {
       result = {ExitCode::kImageFailed, FailureOf(image)};
       return false;
     }
-    const auto [done, total] = BytesOf(image);
-    line.Update(fmt::format("{}  {}", image.spec().name(), image.state()), done,
-                total);
+    line.Update(ProgressOf(image));
     return true;
   };
   const CommandEnd end = Follow(connection, interrupt, on_event);
@@ -149,9 +146,8 @@ CommandEnd AwaitImage(Connection& connection, v1::Image& image) {
   return end.ok() ? result : end;
 }
 
-CommandEnd WatchImages(Connection& connection, const ImageWatchCommand& command,
-                       OutputFormat output) {
-  Interrupt interrupt(connection.deadline());
+CommandEnd WatchImages(Connection& connection, const Interrupt& interrupt,
+                       const ImageWatchCommand& command, OutputFormat output) {
   ProgressLine line;
   // What was printed last of each image: a change of progress alone is a new
   // line only where no bar shows it.
@@ -163,9 +159,8 @@ CommandEnd WatchImages(Connection& connection, const ImageWatchCommand& command,
   };
   auto on_event = [&](const v1::WatchResponse& event) {
     const v1::ImageSpec& spec = event.image().spec();
-    const bool about_an_image =
-        event.type() == v1::WatchResponse::TYPE_IMAGE ||
-        event.type() == v1::WatchResponse::TYPE_REMOVED;
+    const bool about_an_image = event.type() == v1::WatchResponse::TYPE_IMAGE ||
+                                event.type() == v1::WatchResponse::TYPE_REMOVED;
     if (about_an_image && !command.name.empty() &&
         spec.name() != command.name) {
       return true;
@@ -184,8 +179,7 @@ CommandEnd WatchImages(Connection& connection, const ImageWatchCommand& command,
       if (text != last) print(spec, text);
       last = text;
       if (moving) {
-        const auto [done, total] = BytesOf(image);
-        line.Update(spec.name(), done, total);
+        line.Update(ProgressOf(image));
       } else {
         line.Clear();
       }
@@ -200,9 +194,8 @@ CommandEnd WatchImages(Connection& connection, const ImageWatchCommand& command,
   return end;
 }
 
-CommandEnd VerifyImage(Connection& connection,
+CommandEnd VerifyImage(Connection& connection, const Interrupt& interrupt,
                        const ImageVerifyCommand& command, OutputFormat output) {
-  Interrupt interrupt(connection.deadline());
   ProgressLine line;
   grpc::ClientContext context;
   api::Client::PrepareContext(context, kNoDeadline);
@@ -217,8 +210,9 @@ CommandEnd VerifyImage(Connection& connection,
   bool done = false;
   while (!done && reader->Read(&response)) {
     done = response.done();
-    line.Update(command.name, response.verified_bytes(),
-                response.total_bytes());
+    line.Update({.label = command.name,
+                 .done_bytes = response.verified_bytes(),
+                 .total_bytes = response.total_bytes()});
   }
   if (done) context.TryCancel();
   const grpc::Status status = reader->Finish();

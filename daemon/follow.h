@@ -6,18 +6,20 @@
 #include "bim/v1/node.pb.h"
 #include "daemon/command_line.h"
 #include "daemon/connection.h"
+#include "daemon/interrupt.h"
 
 namespace bim::daemon {
 
 // Waits until every copy of `image` is ready (kOk), or one failed and none is
 // being worked on (kImageFailed). `image` gets the last state seen. Survives a
 // restart of the daemon that takes less than 30 s.
-CommandEnd AwaitImage(Connection& connection, bim::v1::Image& image);
+CommandEnd AwaitImage(Connection& connection, const Interrupt& interrupt,
+                      bim::v1::Image& image);
 
-CommandEnd WatchImages(Connection& connection, const ImageWatchCommand& command,
-                       OutputFormat output);
+CommandEnd WatchImages(Connection& connection, const Interrupt& interrupt,
+                       const ImageWatchCommand& command, OutputFormat output);
 
-CommandEnd VerifyImage(Connection& connection,
+CommandEnd VerifyImage(Connection& connection, const Interrupt& interrupt,
                        const ImageVerifyCommand& command, OutputFormat output);
 
 }  // namespace bim::daemon

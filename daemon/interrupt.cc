@@ -29,6 +29,7 @@ Interrupt::Interrupt(
     while (!end.stop_requested()) {
       const timespec tick{.tv_sec = 0, .tv_nsec = 50'000'000};
       const bool signalled = sigtimedwait(&signals, nullptr, &tick) > 0;
+      if (end.stop_requested()) return;
       if (!source_.stop_requested() && deadline &&
           std::chrono::steady_clock::now() >= *deadline) {
         timed_out_ = true;
@@ -45,6 +46,7 @@ Interrupt::Interrupt(
 
 Interrupt::~Interrupt() {
   thread_.request_stop();
+  pthread_kill(thread_.native_handle(), SIGTERM);  // wakes it, no more
   thread_.join();
   const sigset_t set = Signals();
   pthread_sigmask(SIG_UNBLOCK, &set, nullptr);

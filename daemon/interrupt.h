@@ -2,8 +2,9 @@
 // --timeout. A stop token instead of a sudden death, so that it can tidy up; a
 // second signal ends the process at once.
 //
-// Construct one before any other thread is started; while it lives the two
-// signals are blocked in the process and read by a thread of its own.
+// Construct one before any other thread is started (they inherit its mask), and
+// destroy it when they are gone; while it lives the two signals are blocked in
+// the process and read by a thread of its own.
 #pragma once
 
 #include <atomic>

@@ -61,9 +61,9 @@ base::Result<Value> ConvertFileValue(const Setting& setting,
   } else if (const auto* text = std::get_if<std::string>(&value)) {
     if (setting.kind != Kind::kCount) return ParseText(setting, *text);
   }
-  return base::InvalidArgumentError(
-      fmt::format("expected {}, found {}", KindExample(setting.kind),
-                  DescribeFileValue(value)));
+  return base::InvalidArgumentError(fmt::format("expected {}, found {}",
+                                                KindExample(setting.kind),
+                                                DescribeFileValue(value)));
 }
 
 // What is wrong with a key that is no setting.
@@ -83,9 +83,10 @@ std::string UnknownKey(const FileEntry& entry) {
             entry.key, setting.section);
       }
     }
-    return fmt::format("{}: unknown key outside of a section; expected "
-                       "sections: {}",
-                       entry.key, fmt::join(sections, ", "));
+    return fmt::format(
+        "{}: unknown key outside of a section; expected "
+        "sections: {}",
+        entry.key, fmt::join(sections, ", "));
   }
   if (std::find(sections.begin(), sections.end(), entry.section) ==
       sections.end()) {
@@ -106,7 +107,8 @@ std::string UnknownKey(const FileEntry& entry) {
   if (hint.empty() && !elsewhere.empty()) {
     hint = fmt::format("; did you mean {}?", elsewhere);
   }
-  if (hint.empty()) hint = fmt::format("; expected one of {}", fmt::join(keys, ", "));
+  if (hint.empty())
+    hint = fmt::format("; expected one of {}", fmt::join(keys, ", "));
   return fmt::format("{}.{}: unknown key{}", entry.section, entry.key, hint);
 }
 
@@ -121,8 +123,8 @@ bool IsServiceLink(std::string_view name) {
 bool NamesASection(std::string_view env_name) {
   for (const Setting& setting : Settings()) {
     const std::string full = setting.EnvName();
-    if (env_name.starts_with(
-            std::string_view(full).substr(0, full.size() - setting.key.size()))) {
+    if (env_name.starts_with(std::string_view(full).substr(
+            0, full.size() - setting.key.size()))) {
       return true;
     }
   }
@@ -269,15 +271,14 @@ base::Result<std::string> ReadConfigFile(const std::string& path) {
   const std::string what = "cannot read the configuration " + path;
   const base::UniqueFd fd(open(path.c_str(), O_RDONLY | O_CLOEXEC));
   if (!fd) {
-    return base::InvalidArgumentError(
-        base::ErrnoError(errno, what).message());
+    return base::InvalidArgumentError(base::ErrnoError(errno, what).message());
   }
   std::string content(kMaxConfigFileSize + 1, '\0');
   auto size = io::PreadFull(fd.get(), content.data(), content.size(), 0, what);
   if (!size.ok()) return base::InvalidArgumentError(size.status().message());
   if (*size > kMaxConfigFileSize) {
-    return base::InvalidArgumentError(
-        what + ": expected at most 1 MiB, found more");
+    return base::InvalidArgumentError(what +
+                                      ": expected at most 1 MiB, found more");
   }
   content.resize(*size);
   return content;

@@ -14,6 +14,7 @@
 #include "daemon/config_check.h"
 #include "daemon/load_config.h"
 #include "daemon/serve.h"
+#include "daemon/table.h"
 
 namespace bim::daemon {
 namespace {
@@ -22,8 +23,7 @@ namespace {
 void PrintProblem(std::string_view text) {
   while (!text.empty()) {
     const std::string_view line = text.substr(0, text.find('\n'));
-    std::fprintf(stderr, "bim: %.*s\n", static_cast<int>(line.size()),
-                 line.data());
+    std::fprintf(stderr, "bim: %s\n", OneLine(line).c_str());
     text.remove_prefix(std::min(text.size(), line.size() + 1));
   }
 }

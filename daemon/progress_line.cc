@@ -24,27 +24,24 @@ ProgressLine::ProgressLine() : visible_(isatty(STDERR_FILENO) == 1) {}
 
 ProgressLine::~ProgressLine() { Clear(); }
 
-void ProgressLine::Update(const std::string& label, uint64_t done_bytes,
-                          uint64_t total_bytes) {
+void ProgressLine::Update(Progress progress) {
   if (!visible_) return;
   const auto now = std::chrono::steady_clock::now();
-  if (label != label_ || done_bytes < last_done_) {
-    label_ = label;
+  if (progress.label != label_ || progress.done_bytes < last_done_) {
+    label_ = progress.label;
     rate_since_ = now;
-    rate_from_ = done_bytes;
+    rate_from_ = progress.done_bytes;
   } else if (drawn_ && now - last_draw_ < kRedraw) {
-    last_done_ = done_bytes;
+    last_done_ = progress.done_bytes;
     return;
   }
-  last_done_ = done_bytes;
+  last_done_ = progress.done_bytes;
   const std::chrono::duration<double> elapsed = now - rate_since_;
-  Progress progress{.label = label,
-                    .done_bytes = done_bytes,
-                    .total_bytes = total_bytes};
-  if (elapsed.count() > 0.5) {
-    progress.bytes_per_second =
-        static_cast<double>(done_bytes - rate_from_) / elapsed.count();
-  }
+  progress.bytes_per_second =
+      elapsed.count() > 0.5
+          ? static_cast<double>(progress.done_bytes - rate_from_) /
+                elapsed.count()
+          : 0;
   // One column is left free: a full line would wrap on some terminals.
   const std::string line = RenderProgress(progress, TerminalWidth() - 1);
   std::fprintf(stderr, "\r\033[K%s", line.c_str());

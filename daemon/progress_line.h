@@ -18,10 +18,10 @@ class ProgressLine {
   ProgressLine& operator=(const ProgressLine&) = delete;
 
   bool visible() const { return visible_; }
-  // Draws at most ten times a second; the rate is measured here, anew whenever
-  // the label changes or the bytes go back.
-  void Update(const std::string& label, uint64_t done_bytes,
-              uint64_t total_bytes);
+  // Draws at most ten times a second. The rate is measured here, anew whenever
+  // the label changes or the bytes go back; what `progress` says of it is not
+  // used.
+  void Update(Progress progress);
   // Removes the line, so that something else can be printed.
   void Clear();
 

@@ -34,10 +34,9 @@ std::string Verification(const v1::Copy& copy) {
   if (copy.verification().empty()) {
     return copy.has_verified_at() ? Time(copy.verified_at()) : "";
   }
-  return copy.has_verified_at()
-             ? fmt::format("{} {}", copy.verification(),
-                           Time(copy.verified_at()))
-             : copy.verification();
+  return copy.has_verified_at() ? fmt::format("{} {}", copy.verification(),
+                                              Time(copy.verified_at()))
+                                : copy.verification();
 }
 
 std::string CopyMessage(const v1::Copy& copy) {
@@ -112,9 +111,9 @@ std::string RenderImage(const v1::Image& image) {
          fmt::format("{} ({} bytes)", HumanBytes(image.size()), image.size()));
   }
   if (image.virtual_size() > 0) {
-    line("Virtual size:", fmt::format("{} ({} bytes)",
-                                      HumanBytes(image.virtual_size()),
-                                      image.virtual_size()));
+    line("Virtual size:",
+         fmt::format("{} ({} bytes)", HumanBytes(image.virtual_size()),
+                     image.virtual_size()));
   }
   line("On disk:", OptionalBytes(image.real_size()));
   line("Wanted SHA-512:", spec.sha512());

@@ -94,10 +94,11 @@ class StopSignal {
         [this, first](const boost::system::error_code& error, int number) {
           if (error) return;
           if (!first) {
-            BIM_LOG_WARN("second {}: exiting at once", strsignal(number));
+            BIM_LOG_WARN("second signal, SIG{}: exiting at once",
+                         sigabbrev_np(number));
             _exit(1);
           }
-          BIM_LOG_INFO("{}: stopping", strsignal(number));
+          BIM_LOG_INFO("SIG{}: stopping", sigabbrev_np(number));
           stopped_.set_value();
           AwaitStop(/*first=*/false);
         });
@@ -190,10 +191,9 @@ base::Status RunManager(const Config& config, const StateDir& state,
                         const std::string& manager_id, Listeners listeners,
                         exec::EventLoop& loop, StopSignal& stop_signal) {
   const Endpoints bound = listeners.bound;
-  BIM_ASSIGN_OR_RETURN(
-      const std::unique_ptr<manager::Manager> manager,
-      manager::Manager::Create(ManagerOptions(config, manager_id, bound),
-                               loop));
+  BIM_ASSIGN_OR_RETURN(const std::unique_ptr<manager::Manager> manager,
+                       manager::Manager::Create(
+                           ManagerOptions(config, manager_id, bound), loop));
   exec::WorkerPool api_pool("bim-api", kApiThreads);
   exec::WorkerPool data_pool("bim-data", kDataThreads);
   manager->Start();

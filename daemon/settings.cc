@@ -93,9 +93,10 @@ base::Status CheckFileMode(const Value& value) {
   if ((mode & 0600) == 0600 && (mode & ~uint64_t{0666}) == 0) {
     return base::OkStatus();
   }
-  return Expected("permissions that let the owner read and write, and nobody "
-                  "execute, such as \"0644\" or \"0660\"",
-                  FormatFileMode(static_cast<uint32_t>(mode)));
+  return Expected(
+      "permissions that let the owner read and write, and nobody "
+      "execute, such as \"0644\" or \"0660\"",
+      FormatFileMode(static_cast<uint32_t>(mode)));
 }
 
 base::Status CheckProxy(const Value& value) {
@@ -183,8 +184,8 @@ const auto& Table() {
        .help = "How often each disk is looked at",
        .min = 50,
        .max = kHour,
-       .store =
-           [](const Value& v, Config& c) { c.check_interval = Duration(v); }},
+       .store = [](const Value& v,
+                   Config& c) { c.check_interval = Duration(v); }},
       {.section = "disks",
        .key = "file_mode",
        .kind = Kind::kFileMode,
@@ -210,10 +211,8 @@ const auto& Table() {
        .kind = Kind::kBool,
        .default_text = "false",
        .help = "Whether file:// URLs are accepted as sources",
-       .store =
-           [](const Value& v, Config& c) {
-             c.transfer.allow_file = std::get<bool>(v);
-           }},
+       .store = [](const Value& v,
+                   Config& c) { c.transfer.allow_file = std::get<bool>(v); }},
       {.section = "sources",
        .key = "file_roots",
        .kind = Kind::kList,
@@ -221,8 +220,8 @@ const auto& Table() {
        .help = "With allow_file: only files below these directories; empty: "
                "any file",
        .check = CheckPaths,
-       .store =
-           [](const Value& v, Config& c) { c.transfer.file_roots = List(v); }},
+       .store = [](const Value& v,
+                   Config& c) { c.transfer.file_roots = List(v); }},
       {.section = "sources",
        .key = "proxy",
        .kind = Kind::kText,
@@ -237,8 +236,8 @@ const auto& Table() {
        .default_text = "",
        .help = "With proxy: hosts that are reached directly, separated by "
                "commas",
-       .store =
-           [](const Value& v, Config& c) { c.transfer.no_proxy = Text(v); }},
+       .store = [](const Value& v,
+                   Config& c) { c.transfer.no_proxy = Text(v); }},
       {.section = "sources",
        .key = "ca_file",
        .kind = Kind::kText,
@@ -246,8 +245,8 @@ const auto& Table() {
        .help = "PEM file of the only CAs to trust for https; empty: the "
                "system's",
        .check = CheckOptionalPath,
-       .store =
-           [](const Value& v, Config& c) { c.transfer.ca_file = Text(v); }},
+       .store = [](const Value& v,
+                   Config& c) { c.transfer.ca_file = Text(v); }},
       {.section = "sources",
        .key = "credentials_dir",
        .kind = Kind::kText,
@@ -255,10 +254,8 @@ const auto& Table() {
        .help = "Directory of credentials, NAME.headers and NAME.netrc; empty: "
                "none",
        .check = CheckOptionalPath,
-       .store =
-           [](const Value& v, Config& c) {
-             c.transfer.credentials_dir = Text(v);
-           }},
+       .store = [](const Value& v,
+                   Config& c) { c.transfer.credentials_dir = Text(v); }},
       {.section = "sources",
        .key = "max_image_size",
        .kind = Kind::kSize,
@@ -266,10 +263,8 @@ const auto& Table() {
        .help = "The largest file accepted",
        .min = 512,
        .max = uint64_t{1} << 60,
-       .store =
-           [](const Value& v, Config& c) {
-             c.transfer.max_image_size = Number(v);
-           }},
+       .store = [](const Value& v,
+                   Config& c) { c.transfer.max_image_size = Number(v); }},
       {.section = "sources",
        .key = "connect_timeout",
        .kind = Kind::kDuration,
@@ -277,10 +272,8 @@ const auto& Table() {
        .help = "From the name look-up to the end of the TLS handshake",
        .min = 10,
        .max = kDay,
-       .store =
-           [](const Value& v, Config& c) {
-             c.transfer.deadlines.connect = Duration(v);
-           }},
+       .store = [](const Value& v,
+                   Config& c) { c.transfer.deadlines.connect = Duration(v); }},
       {.section = "sources",
        .key = "first_byte_timeout",
        .kind = Kind::kDuration,
@@ -299,10 +292,8 @@ const auto& Table() {
        .help = "Without a byte of the body",
        .min = 10,
        .max = kDay,
-       .store =
-           [](const Value& v, Config& c) {
-             c.transfer.deadlines.stall = Duration(v);
-           }},
+       .store = [](const Value& v,
+                   Config& c) { c.transfer.deadlines.stall = Duration(v); }},
       {.section = "sources",
        .key = "min_rate",
        .kind = Kind::kSize,
@@ -310,10 +301,8 @@ const auto& Table() {
        .help = "Bytes a second, over min_rate_window, below which a transfer "
                "counts as stalled; 0: any rate will do",
        .max = uint64_t{1} << 40,
-       .store =
-           [](const Value& v, Config& c) {
-             c.transfer.deadlines.min_rate = Number(v);
-           }},
+       .store = [](const Value& v,
+                   Config& c) { c.transfer.deadlines.min_rate = Number(v); }},
       {.section = "sources",
        .key = "min_rate_window",
        .kind = Kind::kDuration,
@@ -344,10 +333,8 @@ const auto& Table() {
        .help = "Wait before the first quick retry; it doubles each time",
        .min = 1,
        .max = kHour,
-       .store =
-           [](const Value& v, Config& c) {
-             c.transfer.retry.first = Duration(v);
-           }},
+       .store = [](const Value& v,
+                   Config& c) { c.transfer.retry.first = Duration(v); }},
       {.section = "sources",
        .key = "retry_max",
        .kind = Kind::kDuration,
@@ -355,10 +342,8 @@ const auto& Table() {
        .help = "The longest wait before a quick retry",
        .min = 1,
        .max = kHour,
-       .store =
-           [](const Value& v, Config& c) {
-             c.transfer.retry.max = Duration(v);
-           }},
+       .store = [](const Value& v,
+                   Config& c) { c.transfer.retry.max = Duration(v); }},
 
       {.section = "backoff",
        .key = "first",
@@ -368,8 +353,8 @@ const auto& Table() {
                "time",
        .min = 10,
        .max = kDay,
-       .store =
-           [](const Value& v, Config& c) { c.backoff_first = Duration(v); }},
+       .store = [](const Value& v,
+                   Config& c) { c.backoff_first = Duration(v); }},
       {.section = "backoff",
        .key = "max",
        .kind = Kind::kDuration,
@@ -392,8 +377,8 @@ const auto& Table() {
        .default_text = "text",
        .help = "text, or json: one object a line",
        .check = CheckLogFormat,
-       .store =
-           [](const Value& v, Config& c) { c.log_json = Text(v) == "json"; }},
+       .store = [](const Value& v,
+                   Config& c) { c.log_json = Text(v) == "json"; }},
   });
   return kTable;
 }
@@ -536,13 +521,13 @@ base::Status CheckValue(const Setting& setting, const Value& value) {
   }
   if (number && (*number < setting.min || *number > setting.max)) {
     const std::string min = FormatNumber(setting.kind, setting.min);
-    return base::InvalidArgumentError(fmt::format(
-        "expected {}, found {}",
-        setting.max == UINT64_MAX
-            ? fmt::format("at least {}", min)
-            : fmt::format("{} to {}", min,
-                          FormatNumber(setting.kind, setting.max)),
-        FormatNumber(setting.kind, *number)));
+    return base::InvalidArgumentError(
+        fmt::format("expected {}, found {}",
+                    setting.max == UINT64_MAX
+                        ? fmt::format("at least {}", min)
+                        : fmt::format("{} to {}", min,
+                                      FormatNumber(setting.kind, setting.max)),
+                    FormatNumber(setting.kind, *number)));
   }
   return setting.check ? setting.check(value) : base::OkStatus();
 }

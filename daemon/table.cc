@@ -13,10 +13,9 @@ namespace {
 // Columns that UTF-8 text takes: one per character, which holds for the
 // scripts of names and messages here.
 size_t DisplayWidth(std::string_view text) {
-  return static_cast<size_t>(
-      std::count_if(text.begin(), text.end(), [](char c) {
-        return (static_cast<unsigned char>(c) & 0xC0) != 0x80;
-      }));
+  return static_cast<size_t>(std::count_if(
+      text.begin(), text.end(),
+      [](char c) { return (static_cast<unsigned char>(c) & 0xC0) != 0x80; }));
 }
 
 }  // namespace
@@ -72,24 +71,26 @@ std::string Table::Render() const {
 }
 
 std::string RenderProgress(const Progress& progress, size_t width) {
-  const bool known = progress.total_bytes > 0;
-  const uint64_t done = known
-                            ? std::min(progress.done_bytes, progress.total_bytes)
-                            : progress.done_bytes;
-  const double fraction =
-      known ? static_cast<double>(done) / progress.total_bytes : 0;
+  const bool sized = progress.total_bytes > 0;
+  const uint64_t done =
+      sized ? std::min(progress.done_bytes, progress.total_bytes)
+            : progress.done_bytes;
+  // Of the whole; negative: not known.
+  const double fraction = sized ? static_cast<double>(done) /
+                                      static_cast<double>(progress.total_bytes)
+                                : std::min(progress.percent, 100) / 100.0;
+  const bool known = fraction >= 0;
 
   std::string head = OneLine(progress.label);
   if (known) head += fmt::format("  {:3}%", static_cast<int>(fraction * 100));
   std::string tail = "  " + HumanBytes(done);
-  if (known) tail += " / " + HumanBytes(progress.total_bytes);
+  if (sized) tail += " / " + HumanBytes(progress.total_bytes);
   if (progress.bytes_per_second >= 1) {
     tail += fmt::format(
         "  {}/s", HumanBytes(static_cast<uint64_t>(progress.bytes_per_second)));
-    if (known && done < progress.total_bytes) {
-      const double seconds =
-          static_cast<double>(progress.total_bytes - done) /
-          progress.bytes_per_second;
+    if (sized && done < progress.total_bytes) {
+      const double seconds = static_cast<double>(progress.total_bytes - done) /
+                             progress.bytes_per_second;
       if (seconds < 100 * 3600) {
         tail += fmt::format(
             "  {} left",
@@ -103,7 +104,8 @@ std::string RenderProgress(const Progress& progress, size_t width) {
   const size_t fixed = DisplayWidth(head) + DisplayWidth(tail) + kFrame;
   if (known && fixed + 10 <= width) {
     const size_t bar = std::min<size_t>(width - fixed, 30);
-    const auto filled = static_cast<size_t>(fraction * static_cast<double>(bar));
+    const auto filled =
+        static_cast<size_t>(fraction * static_cast<double>(bar));
     std::string drawn(filled, '=');
     if (filled < bar) drawn += '>';
     drawn.resize(bar, ' ');

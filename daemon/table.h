@@ -41,6 +41,7 @@ struct Progress {
   std::string label;
   uint64_t done_bytes = 0;
   uint64_t total_bytes = 0;  // 0: not known
+  int percent = -1;  // when total_bytes is not known; -1: not known either
   double bytes_per_second = 0;
 };
 

@@ -141,7 +141,9 @@ base::Result<uint32_t> ParseFileMode(std::string_view text) {
   return mode;
 }
 
-std::string FormatFileMode(uint32_t mode) { return fmt::format("{:04o}", mode); }
+std::string FormatFileMode(uint32_t mode) {
+  return fmt::format("{:04o}", mode);
+}
 
 std::string HumanBytes(uint64_t bytes) {
   constexpr std::array<std::string_view, 6> kNames{"KiB", "MiB", "GiB",

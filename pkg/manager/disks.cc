@@ -210,12 +210,7 @@ void ManagerImpl::LoseDisk(DiskEntry& entry, DiskFault fault) {
     if (it == image.copies.end()) continue;
     CopyEntry& copy = it->second;
     Cancel(copy);
-    if (copy.ingest) {
-      // Its end does I/O.
-      control_.Submit(
-          [ingest = std::move(copy.ingest)]() mutable { ingest.reset(); });
-      copy.ingest.reset();
-    }
+    Retire(copy);
     copy.found_file = false;
     copy.due.reset();
     SetState(copy, CopyState::kUnknown,

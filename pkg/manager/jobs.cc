@@ -143,7 +143,7 @@ void ManagerImpl::BeginJob(const ImageKey& key, ImageEntry& image,
   if (step == Step::kDownload) {
     job.ingest = copy.ingest;
   } else {
-    copy.ingest.reset();
+    Retire(copy);
   }
   if (step == Step::kScan || step == Step::kVerify) {
     copy.scanned = std::make_shared<std::atomic<uint64_t>>(0);
@@ -165,6 +165,13 @@ void ManagerImpl::BeginJob(const ImageKey& key, ImageEntry& image,
 }
 
 void ManagerImpl::Cancel(CopyEntry& copy) { copy.stop.request_stop(); }
+
+void ManagerImpl::Retire(CopyEntry& copy) {
+  if (!copy.ingest) return;
+  control_.Submit(
+      [ingest = std::move(copy.ingest)]() mutable { ingest.reset(); });
+  copy.ingest.reset();
+}
 
 bool ManagerImpl::AwaitJobs(
     Lock& lock,
@@ -215,6 +222,7 @@ store::IngestOptions ManagerImpl::IngestOptionsOf(
   options.expect_sha256 = job.spec.sha256;
   options.file_mode = options_.file_mode;
   options.origin = origin;
+  options.shown_checksum = ExpectedChecksum(job.spec);
   return options;
 }
 

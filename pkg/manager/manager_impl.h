@@ -189,6 +189,8 @@ class ManagerImpl : public Manager {
   void OnProgressTimer();
   // Cancels a copy's job. Locked.
   void Cancel(CopyEntry& copy);
+  // Lets go of a copy's ingest on another thread: its end does I/O. Locked.
+  void Retire(CopyEntry& copy);
   // Waits until no job runs for the copies `of` selects. False: after 60 s one
   // still did.
   bool AwaitJobs(

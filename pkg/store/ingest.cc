@@ -726,9 +726,8 @@ Result<ImageRecord> IngestImpl::Commit(std::stop_token stop) {
     (void)Discard();
     return checked;
   }
-  auto published =
-      Publish(*disk_, key_, temp_.get(), std::move(record), options_.file_mode,
-              options_.expect_sha512 ? options_.expect_sha512->Hex() : "");
+  auto published = Publish(*disk_, key_, temp_.get(), std::move(record),
+                           options_.file_mode, options_.shown_checksum);
   if (!published.ok()) {
     const Code code = published.status().code();
     if (code == Code::kFailedPrecondition || code == Code::kDataLoss) {

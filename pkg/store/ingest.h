@@ -38,6 +38,8 @@ struct IngestOptions {
   std::shared_ptr<const ImageRecord> reference;
   mode_t file_mode = 0644;
   std::string origin;  // for the record, "download"
+  // The expected checksum that backing.cfg shows; may be empty.
+  std::string shown_checksum;
 };
 
 class Ingest {

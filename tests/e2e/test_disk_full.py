@@ -1,5 +1,6 @@
 """A real small file system that fills up."""
 
+import errno
 import os
 
 from lib import images
@@ -11,12 +12,20 @@ DATA = images.random_bytes(24 * MIB)
 
 
 def fill(disk, leave):
-    """A file that leaves so many bytes free."""
-    free = os.statvfs(disk.path)
-    size = free.f_bavail * free.f_frsize - leave
-    with open(disk.path / "filler", "wb") as file:
-        os.posix_fallocate(file.fileno(), 0, size)
-    return disk.path / "filler"
+    """A file that leaves so many bytes free, or a few less."""
+    filler = disk.path / "filler"
+    with open(filler, "wb", buffering=0) as file:
+        free = os.statvfs(disk.path)
+        size = free.f_bavail * free.f_frsize - leave
+        try:
+            os.posix_fallocate(file.fileno(), 0, max(size - 65536, 1))
+            if leave == 0:
+                file.seek(0, os.SEEK_END)
+                while True:
+                    file.write(b"x" * 4096)
+        except OSError as error:
+            assert error.errno == errno.ENOSPC
+    return filler
 
 
 def test_full_then_freed(start_daemon, disks, origin):
@@ -84,12 +93,6 @@ def test_not_one_byte_for_metadata(start_daemon, disks, origin):
     client.ensure("old", origin.serve("/old", Content(data)))
     client.wait_ready("old")
     filler = fill(small, 0)
-    with open(small.path / "rest", "wb", buffering=0) as rest:
-        try:
-            while True:
-                rest.write(b"x" * 4096)
-        except OSError:
-            pass
     try:
         client.ensure("a", origin.serve("/a", Content(data)))
         failed = client.wait_state("a", "failed")
@@ -107,7 +110,6 @@ def test_not_one_byte_for_metadata(start_daemon, disks, origin):
     else:
         assert "space" in client.disk(small).message.lower()
     filler.unlink()
-    (small.path / "rest").unlink()
     client.wait_disk(small, "ready")
     ready = client.wait_ready("old")
     assert ready.current_sha512 == images.sha512(data)

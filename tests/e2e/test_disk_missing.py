@@ -113,7 +113,7 @@ def test_remove_while_a_disk_is_missing(world):
     client = daemon.client
     away.unmount()
     client.wait_disk(away, "missing")
-    with refused(grpc.StatusCode.UNAVAILABLE, str(away)):
+    with refused(grpc.StatusCode.FAILED_PRECONDITION, away.uuid, "force"):
         client.remove("a")
     assert client.get("a")
     away.mount()
@@ -121,6 +121,23 @@ def test_remove_while_a_disk_is_missing(world):
     client.wait_ready("a")
     client.remove("a")
     assert away.image_files() == [] == stays.image_files()
+
+
+def test_forced_remove_while_a_disk_is_missing(world):
+    """The copy that cannot be deleted now goes when the disk is back."""
+    daemon, away, stays, _ = world
+    client = daemon.client
+    away.unmount()
+    client.wait_disk(away, "missing")
+    client.remove("a", force=True)
+    assert stays.image_files() == []
+    away.mount()
+    client.wait_disk(away, "ready")
+    wait_until(lambda: away.image_files() == [],
+               lambda: f"its files gone: {away.image_files()}")
+    assert not client.list_all()
+    daemon.restart()
+    assert not daemon.client.list_all()
 
 
 def test_the_directory_is_gone(start_daemon, disks, origin):

@@ -129,7 +129,7 @@ def test_an_external_data_file_is_refused(client, files):
          16 * MIB])
     size = (files / "evil.qcow2").stat().st_size
     os.truncate(files / "evil.qcow2", size + -size % 512)
-    refused(client, files / "evil.qcow2", "data file")
+    refused(client, files / "evil.qcow2", "external")
 
 
 def test_encryption_is_refused(client, files):

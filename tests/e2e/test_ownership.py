@@ -10,6 +10,7 @@ import pytest
 from lib import images
 from lib.client import copy_of
 from lib.deadline import wait_until
+from lib.disks import Disk
 from lib.processes import proc_text
 from lib.servers import Content
 
@@ -27,12 +28,12 @@ def test_the_owner_record(start_daemon, disk):
     owner = disk.owner()
     version = daemon.client.version_get()
     stat = proc_text(daemon.pid, "stat").rsplit(")", 1)[1].split()
-    assert owner["manager_id"] == version.manager_id
+    assert owner["managerId"] == version.manager_id
     assert owner["pid"] == daemon.pid
-    assert owner["pid_namespace"] == os.readlink(f"/proc/{daemon.pid}/ns/pid")
-    assert str(owner["start_time"]) == stat[19]
-    assert owner["boot_id"] == open("/proc/sys/kernel/random/boot_id").read().strip()
-    assert (owner["api_version"], owner["api_min_version"]) == (4, 3)
+    assert owner["pidNamespace"] == os.readlink(f"/proc/{daemon.pid}/ns/pid")
+    assert str(owner["startTime"]) == stat[19]
+    assert owner["bootId"] == open("/proc/sys/kernel/random/boot_id").read().strip()
+    assert (owner["apiVersion"], owner["apiMinVersion"]) == (4, 3)
     assert owner["endpoint"] and owner["phase"]
     assert owner["epoch"] == 1 == daemon.client.disk(disk).epoch
     format_ = json.loads((disk.path / ".bim" / "format").read_text())
@@ -119,10 +120,11 @@ def test_a_stopped_owner_still_owns(start_daemon, disk):
     try:
         second = start_daemon([disk])
         assert second.client.disk(disk).state == "owned"
-        # Several checks later, too.
-        second.wait_log("", 1)
-        from lib.client import EVENT
-        second.client.watch().wait_type(EVENT.TYPE_SNAPSHOT_END)
+        # Several checks later, too: another disk shows that they go on.
+        late = disk.path.parent / "late"
+        second.client.add_disk(Disk(late))
+        (late / "longhorn-disk.cfg").unlink()
+        second.client.wait_disk(late, "missing")
         assert second.client.disk(disk).state == "owned"
         assert disk.owner()["pid"] == first.pid
     finally:

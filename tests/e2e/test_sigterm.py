@@ -77,7 +77,7 @@ def test_a_second_signal_does_no_harm(start_daemon, disk, origin):
     for _ in range(3):
         if daemon.running:
             daemon.process.send_signal(signal.SIGTERM)
-    assert daemon.wait_exit() in (0, -signal.SIGTERM, 130, 143)
+    assert daemon.wait_exit() in (0, 1)  # 1: the second one ends it at once
     daemon.start()
     assert daemon.client.get("a").state == "ready"
 

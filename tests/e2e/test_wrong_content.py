@@ -33,11 +33,11 @@ def padded(data):
 
 
 WRONG = {
-    "html": (html(), "HTML", "Please log in"),
-    "html as an image": (Content(html().data), "HTML", "Please log in"),
-    "html of odd length": (Content(html().data[:777]), "HTML", "Please log in"),
+    "html": (html(), "HTML", "Log in"),
+    "html as an image": (Content(html().data), "HTML", "Log in"),
+    "html of odd length": (Content(html().data[:777]), "HTML", "Log in"),
     "json": (json_error(), "JSON", "no such image"),
-    "xml": (xml_error(), "XML", "AccessDenied"),
+    "xml": (xml_error(), "XML", "<Error>"),
     "gzip": (gzipped(images.random_bytes(65536)), "gzip", ""),
     "xz": (Content(padded(lzma.compress(images.random_bytes(65536)))), "xz", ""),
     "bzip2": (Content(padded(bz2.compress(images.random_bytes(65536)))), "bzip2", ""),

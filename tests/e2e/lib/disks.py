@@ -51,9 +51,9 @@ class Disk:
         return sorted(str(p.relative_to(root)) for p in root.rglob("*"))
 
     def temp_files(self):
-        """Anything that looks like unfinished work, anywhere on the disk."""
+        """Unfinished work, anywhere on the disk."""
         return sorted(str(p.relative_to(self.path)) for p in self.path.rglob("*")
-                      if p.name.endswith((".tmp", ".new")))
+                      if p.name.endswith(".tmp"))
 
 
 class LoopDisk(Disk):

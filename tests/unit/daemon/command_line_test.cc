@@ -90,8 +90,9 @@ TEST(ParseCommandLine, GlobalOptionsStandAnywhere) {
 
 TEST(ParseCommandLine, AddressComesFromTheEnvironment) {
   const Environment environment = {{"BIM_ADDRESS", "h:1"}};
-  EXPECT_EQ(std::get<Invocation>(Parse("image list", environment)).client.address,
-            "h:1");
+  EXPECT_EQ(
+      std::get<Invocation>(Parse("image list", environment)).client.address,
+      "h:1");
   EXPECT_EQ(std::get<Invocation>(Parse("image list --address g:2", environment))
                 .client.address,
             "g:2");
@@ -116,8 +117,9 @@ TEST(ParseCommandLine, EverySettingIsAFlagOfTheDaemon) {
 }
 
 TEST(ParseCommandLine, MistakesReadWell) {
-  EXPECT_EQ(Mistake("image ensure debian"),
-            "bim image ensure: --url is required (see bim image ensure --help)");
+  EXPECT_EQ(
+      Mistake("image ensure debian"),
+      "bim image ensure: --url is required (see bim image ensure --help)");
   EXPECT_EQ(Mistake("image ensrue debian"),
             "bim image: unknown command \"ensrue\"; did you mean \"ensure\"? "
             "(see bim image --help)");
@@ -136,14 +138,16 @@ TEST(ParseCommandLine, MistakesReadWell) {
   EXPECT_THAT(Mistake(""), StartsWith("bim: expected a command: daemon, "));
   EXPECT_THAT(Mistake("image"),
               StartsWith("bim image: expected a command: ensure, "));
-  EXPECT_THAT(Mistake("image ensure n --url"), HasSubstr("--url needs a value"));
+  EXPECT_THAT(Mistake("image ensure n --url"),
+              HasSubstr("--url needs a value"));
   EXPECT_THAT(Mistake("image ensure n --url u --sha512 ab"),
               HasSubstr("128 hex digits"));
   EXPECT_THAT(Mistake("image ensure n --url u --size 4q"), HasSubstr("--size"));
   EXPECT_THAT(Mistake("image ensure n --url u --all --disk d"),
               HasSubstr("excludes"));
   EXPECT_THAT(Mistake("--timeout 0s image list"), HasSubstr("--timeout"));
-  EXPECT_THAT(Mistake("--timeout 5 image list"), HasSubstr("expected a duration"));
+  EXPECT_THAT(Mistake("--timeout 5 image list"),
+              HasSubstr("expected a duration"));
   EXPECT_THAT(Mistake("completion tcsh"),
               HasSubstr("expected bash, zsh or fish, found \"tcsh\""));
 }
@@ -172,9 +176,9 @@ TEST(CompletionScript, ContainsEveryCommandAndOption) {
           for (const OptionNode& option : node.options) {
             for (const std::string& name : option.names) {
               const bool fish = std::string(shell) == "fish";
-              const std::string word =
-                  !fish                     ? name
-                  : name.starts_with("--") ? "-l " + name.substr(2)
+              const std::string word = !fish ? name
+                                       : name.starts_with("--")
+                                           ? "-l " + name.substr(2)
                                            : "-s " + name.substr(1);
               EXPECT_THAT(*script, HasSubstr(word)) << shell;
             }

@@ -91,12 +91,11 @@ TEST(MergeConfig, LaterSourcesWin) {
       "check_interval = \"10s\"\n"
       "[transfers]\n"
       "max = 3\n";
-  const auto loaded =
-      Load(file,
-           {{"BIM_TRANSFERS_MAX", "4"},
-            {"BIM_DISKS_CHECK_INTERVAL", "20s"},
-            {"HOME", "/root"}},
-           {{"transfers.max", {"5"}}, {"disks.paths", {"/c"}}});
+  const auto loaded = Load(file,
+                           {{"BIM_TRANSFERS_MAX", "4"},
+                            {"BIM_DISKS_CHECK_INTERVAL", "20s"},
+                            {"HOME", "/root"}},
+                           {{"transfers.max", {"5"}}, {"disks.paths", {"/c"}}});
   ASSERT_TRUE(loaded.ok()) << loaded.status().message();
   EXPECT_EQ(loaded->config.log_level, "debug");
   EXPECT_EQ(loaded->config.check_interval, seconds(20));
@@ -110,8 +109,8 @@ TEST(MergeConfig, LaterSourcesWin) {
 }
 
 TEST(MergeConfig, ListsInTheEnvironmentAreSeparatedByCommas) {
-  const auto loaded = Load("", {{"BIM_DISKS_PATHS", "/a, /b,"},
-                                {"BIM_API_SOCKET", ""}});
+  const auto loaded =
+      Load("", {{"BIM_DISKS_PATHS", "/a, /b,"}, {"BIM_API_SOCKET", ""}});
   ASSERT_TRUE(loaded.ok()) << loaded.status().message();
   EXPECT_THAT(loaded->config.disk_paths, ElementsAre("/a", "/b"));
   EXPECT_EQ(loaded->config.socket, "");
@@ -210,9 +209,9 @@ TEST(MergeConfig, NamesThePlaceTheKeyAndTheExpectation) {
 }
 
 TEST(MergeConfig, ReportsEveryProblem) {
-  const std::string problems = ProblemOf(
-      "[api]\nlistn = []\n[log]\nlevel = \"loud\"\n",
-      {{"BIM_TRANSFERS_MAX", "many"}}, {{"log.format", {"xml"}}});
+  const std::string problems =
+      ProblemOf("[api]\nlistn = []\n[log]\nlevel = \"loud\"\n",
+                {{"BIM_TRANSFERS_MAX", "many"}}, {{"log.format", {"xml"}}});
   EXPECT_THAT(problems, HasSubstr("/etc/bim/bim.toml:2: api.listn"));
   EXPECT_THAT(problems, HasSubstr("\n/etc/bim/bim.toml:4: log.level"));
   EXPECT_THAT(problems,
@@ -245,8 +244,9 @@ TEST(MergeConfig, UnknownEnvironmentOfASectionIsAnError) {
 }
 
 TEST(MergeConfig, ADaemonThatNobodyReachesIsRefused) {
-  EXPECT_THAT(ProblemOf("[api]\nlisten = []\nsocket = \"\"\n"),
-              HasSubstr("/etc/bim/bim.toml:2: api.listen: expected an address"));
+  EXPECT_THAT(
+      ProblemOf("[api]\nlisten = []\nsocket = \"\"\n"),
+      HasSubstr("/etc/bim/bim.toml:2: api.listen: expected an address"));
   EXPECT_TRUE(Load("[api]\nlisten = []\n").ok());
 }
 
@@ -267,9 +267,9 @@ TEST(ParseConfigFile, EmptySectionsAndFilesAreFine) {
 }
 
 TEST(ConfigReport, CanBeReadBack) {
-  const auto loaded = Load(
-      "[disks]\npaths = [\"/a\\\"b\", \"/c\"]\n[log]\nformat = \"json\"\n", {},
-      {{"sources.min_rate", {"1KiB"}}});
+  const auto loaded =
+      Load("[disks]\npaths = [\"/a\\\"b\", \"/c\"]\n[log]\nformat = \"json\"\n",
+           {}, {{"sources.min_rate", {"1KiB"}}});
   ASSERT_TRUE(loaded.ok());
   const auto again = Load(ConfigReport(loaded));
   ASSERT_TRUE(again.ok()) << again.status().message();
@@ -297,8 +297,8 @@ TEST(ConfigReportJson, HasEverySettingOrEveryError) {
   EXPECT_EQ(good["settings"].size(), Settings().size());
   EXPECT_EQ(good["settings"][0]["key"], "node.state_dir");
   EXPECT_EQ(good["settings"][0]["origin"], "default");
-  const auto bad = nlohmann::json::parse(
-      ConfigReportJson(Load("[api]\nx = 1\ny = 2\n")));
+  const auto bad =
+      nlohmann::json::parse(ConfigReportJson(Load("[api]\nx = 1\ny = 2\n")));
   EXPECT_EQ(bad["ok"], false);
   EXPECT_EQ(bad["errors"].size(), 2u);
 }

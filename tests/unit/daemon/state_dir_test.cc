@@ -77,9 +77,8 @@ TEST_F(StateDirTest, NeverReplacesABrokenManagerId) {
 }
 
 TEST_F(StateDirTest, WritesAndRemovesEndpoints) {
-  const Endpoints endpoints{.api = {"127.0.0.1:1", "[::1]:2"},
-                            .socket = "unix:/s",
-                            .data = ""};
+  const Endpoints endpoints{
+      .api = {"127.0.0.1:1", "[::1]:2"}, .socket = "unix:/s", .data = ""};
   {
     const auto state = StateDir::Open(path());
     ASSERT_TRUE(state->WriteEndpoints(endpoints).ok());

@@ -41,10 +41,17 @@ TEST(RenderProgress, ShowsEverythingThatFits) {
   }
 }
 
+TEST(RenderProgress, TakesThePercentageWhenTheSizeIsNotKnown) {
+  EXPECT_EQ(
+      RenderProgress({.label = "x", .done_bytes = 512, .percent = 50}, 40),
+      "x   50% [===========>           ]  512 B");
+}
+
 TEST(RenderProgress, LeavesOutWhatIsNotKnown) {
   EXPECT_EQ(RenderProgress({.label = "x", .done_bytes = 512}, 80), "x  512 B");
-  EXPECT_EQ(RenderProgress({.label = "x", .done_bytes = 9, .total_bytes = 8}, 30),
-            "x  100%  8 B / 8 B");
+  EXPECT_EQ(
+      RenderProgress({.label = "x", .done_bytes = 9, .total_bytes = 8}, 30),
+      "x  100%  8 B / 8 B");
 }
 
 }  // namespace

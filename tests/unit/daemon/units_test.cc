@@ -10,9 +10,9 @@ using std::chrono::seconds;
 
 TEST(ParseDuration, ReadsUnitsAndSequences) {
   const std::pair<const char*, int64_t> kCases[] = {
-      {"0", 0},          {"0s", 0},           {"250ms", 250},
-      {"30s", 30'000},   {"5m", 300'000},     {"2h", 7'200'000},
-      {"1d", 86'400'000}, {"1m30s", 90'000},  {"1h2m3s4ms", 3'723'004}};
+      {"0", 0},           {"0s", 0},         {"250ms", 250},
+      {"30s", 30'000},    {"5m", 300'000},   {"2h", 7'200'000},
+      {"1d", 86'400'000}, {"1m30s", 90'000}, {"1h2m3s4ms", 3'723'004}};
   for (const auto& [text, count] : kCases) {
     const auto duration = ParseDuration(text);
     ASSERT_TRUE(duration.ok()) << text;
@@ -26,9 +26,9 @@ TEST(ParseDuration, RefusesWhatIsNotOne) {
         "99999999999999999999s", "9999999999999999d", "1s2"}) {
     const auto duration = ParseDuration(text);
     ASSERT_FALSE(duration.ok()) << text;
-    EXPECT_NE(duration.status().message().find(
-                  std::string("found \"") + text + "\""),
-              std::string::npos);
+    EXPECT_NE(
+        duration.status().message().find(std::string("found \"") + text + "\""),
+        std::string::npos);
   }
 }
 
@@ -69,9 +69,9 @@ TEST(ParseSize, RefusesWhatIsNotOne) {
 }
 
 TEST(FormatSize, ReadsBack) {
-  for (uint64_t bytes : {uint64_t{0}, uint64_t{1}, uint64_t{1000},
-                         uint64_t{1024}, uint64_t{1025}, uint64_t{64} << 30,
-                         uint64_t{16} << 40, UINT64_MAX}) {
+  for (uint64_t bytes :
+       {uint64_t{0}, uint64_t{1}, uint64_t{1000}, uint64_t{1024},
+        uint64_t{1025}, uint64_t{64} << 30, uint64_t{16} << 40, UINT64_MAX}) {
     EXPECT_EQ(*ParseSize(FormatSize(bytes)), bytes);
   }
   EXPECT_EQ(FormatSize(uint64_t{64} << 30), "64GiB");
