@@ -116,9 +116,9 @@ class PartFile : public Output {
   // Writes the first `size` bytes of the buffer.
   base::Status Flush(size_t size) {
     const std::span<const std::byte> data(buffer_.data(), size);
-    BIM_RETURN_IF_ERROR(
-        io::WriteSparse(fd_.get(), data, written_, /*dirty=*/false)
-            .WithContext("cannot write " + path_));
+    io::SparseFile file{fd_.get()};
+    BIM_RETURN_IF_ERROR(io::WriteSparse(file, data, written_, /*dirty=*/false)
+                            .WithContext("cannot write " + path_));
     written_ += size;
     buffer_.erase(buffer_.begin(),
                   buffer_.begin() + static_cast<ptrdiff_t>(size));

@@ -29,6 +29,31 @@ base::Status Clear(int fd, std::span<const std::byte> zeros, uint64_t offset) {
   return PwriteAll(fd, AsChars(zeros), offset, "zeros");
 }
 
+// Aligned data directly, the rest (a file's tail) through the page cache.
+base::Status Write(SparseFile& file, std::span<const std::byte> data,
+                   uint64_t offset) {
+  const bool aligned =
+      offset % kZeroBlock == 0 &&
+      reinterpret_cast<uintptr_t>(data.data()) % kZeroBlock == 0;
+  while (file.direct_fd >= 0 && aligned && data.size() >= kZeroBlock) {
+    const ssize_t count = ::pwrite(file.direct_fd, data.data(),
+                                   data.size() / kZeroBlock * kZeroBlock,
+                                   static_cast<off_t>(offset));
+    if (count < 0 && errno == EINTR) continue;
+    if (count < 0 && errno != EINVAL) {
+      return base::ErrnoError(errno, "cannot write image data");
+    }
+    // Not here, or not in pieces of this size.
+    if (count < 0 || static_cast<size_t>(count) % kZeroBlock != 0) {
+      file.direct_fd = -1;
+      break;
+    }
+    data = data.subspan(static_cast<size_t>(count));
+    offset += static_cast<uint64_t>(count);
+  }
+  return PwriteAll(file.fd, AsChars(data), offset, "image data");
+}
+
 }  // namespace
 
 bool IsZero(std::span<const std::byte> data) {
@@ -41,7 +66,7 @@ bool IsZero(std::span<const std::byte> data) {
   return std::memcmp(data.data(), data.data() + 1, data.size() - 1) == 0;
 }
 
-base::Status WriteSparse(int fd, std::span<const std::byte> data,
+base::Status WriteSparse(SparseFile& file, std::span<const std::byte> data,
                          uint64_t offset, bool dirty) {
   size_t at = 0;
   while (at < data.size()) {
@@ -63,10 +88,9 @@ base::Status WriteSparse(int fd, std::span<const std::byte> data,
     }
     const auto run = data.subspan(at, end - at);
     if (!hole) {
-      BIM_RETURN_IF_ERROR(
-          PwriteAll(fd, AsChars(run), offset + at, "image data"));
+      BIM_RETURN_IF_ERROR(Write(file, run, offset + at));
     } else if (dirty) {
-      BIM_RETURN_IF_ERROR(Clear(fd, run, offset + at));
+      BIM_RETURN_IF_ERROR(Clear(file.fd, run, offset + at));
     }
     at = end;
   }

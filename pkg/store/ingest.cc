@@ -118,6 +118,7 @@ class IngestImpl : public Ingest {
   Status FillBlock(std::stop_token stop);
   Status FlushBlock(std::stop_token stop);
   Status Push(Item item, std::stop_token stop);
+  void OpenDirect();
   // Waits until both stages did all that was pushed.
   Status Drain();
   Result<uint64_t> RestorePrefix(uint32_t count, std::stop_token stop);
@@ -152,10 +153,12 @@ class IngestImpl : public Ingest {
   uint64_t chunk_size_ = 0;
   uint64_t position_ = 0;
   UniqueFd temp_;
+  UniqueFd direct_;  // temp_ once more, with O_DIRECT; empty where that is not
   UniqueFd journal_;
   Item current_;  // being filled
 
   // Of the write stage; read by others only when drained.
+  io::SparseFile target_;
   std::vector<Chunk> chunks_;
   std::optional<hash::Hasher> chunk_hasher_;
   uint64_t chunk_zeros_ = 0;  // leading zeros of the chunk in work
@@ -375,7 +378,7 @@ Status IngestImpl::WriteItem(const Item& item) {
   if (!item.restored) {
     BIM_FAILPOINT_ERROR("store.ingest.write");
     if (item.block) {
-      Status written = io::WriteSparse(temp_.get(), item.Bytes(0, item.length),
+      Status written = io::WriteSparse(target_, item.Bytes(0, item.length),
                                        item.offset, false);
       if (!written.ok()) return written.WithContext(TempPath());
     }
@@ -519,6 +522,15 @@ Status IngestImpl::LoadPartial() {
   return base::OkStatus();
 }
 
+void IngestImpl::OpenDirect() {
+  direct_.Reset();
+  if (auto fd = disk_->root().OpenFile(TempFile(key_), O_WRONLY | O_DIRECT);
+      fd.ok()) {
+    direct_ = *std::move(fd);
+  }
+  target_ = {temp_.get(), direct_.get()};
+}
+
 Status IngestImpl::StartOver(uint64_t chunk_size,
                              std::optional<uint64_t> size) {
   // What the stages have is of the old content. A failed stage skips it.
@@ -577,6 +589,7 @@ Status IngestImpl::Restore(std::stop_token stop) {
   if (partial_.header.validator.empty()) return base::OkStatus();
   const io::Dir& root = disk_->root();
   BIM_ASSIGN_OR_RETURN(temp_, root.OpenFile(TempFile(key_), O_RDWR));
+  OpenDirect();
   uint32_t count = 0;
   while (count < partial_.chunks.size() && partial_.chunks[count]) ++count;
   if (count == 0) return base::OkStatus();
@@ -631,6 +644,7 @@ Status IngestImpl::Begin(std::optional<uint64_t> size, std::string validator) {
   BIM_RETURN_IF_ERROR(RemovePartial(*disk_, key_));
   BIM_ASSIGN_OR_RETURN(
       temp_, root.OpenFile(TempFile(key_), O_RDWR | O_CREAT | O_EXCL, 0600));
+  OpenDirect();
   BIM_FAILPOINT_ERROR("store.ingest.temp_made");
   if (size && ::ftruncate(temp_.get(), static_cast<off_t>(*size)) != 0) {
     return base::ErrnoError(errno, "cannot make " + TempPath() + " " +
@@ -776,6 +790,7 @@ Status IngestImpl::Discard() {
   StopThreads();
   begun_ = false;
   temp_.Reset();
+  direct_.Reset();
   journal_.Reset();
   partial_ = Journal();
   position_ = 0;

@@ -18,6 +18,8 @@ from lib.servers import Answer, Content, Never, free_port
 
 DATA = images.random_bytes(2 * MIB)
 OK, FAILED, USAGE, UNREACHABLE, NOT_FOUND, REFUSED, IMAGE_FAILED, TIMED_OUT = range(8)
+# A shell shows 130 for both.
+BY_CTRL_C = (130, -signal.SIGINT)
 
 
 @pytest.fixture
@@ -71,7 +73,8 @@ def test_json(ready):
     assert image == listed[0]
     assert image["state"] == "ready" and image["size"] == str(len(DATA))
     assert image["current_sha512"] == images.sha512(DATA)
-    assert image["copies"][0]["next_attempt"] is None or "next_attempt" in image["copies"][0]
+    # Every field is there, also those that are empty.
+    assert image["copies"][0]["attempts"] == 0 and image["copies"][0]["message"] == ""
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT[\d:.]+Z", image["copies"][0]["verified_at"])
     disks = ready.cli_json("disk", "list")["disks"]
     assert [d["state"] for d in disks] == ["ready", "ready"]
@@ -172,7 +175,7 @@ def test_refused(ready, disks, origin):
         one_line_of_error(done, "debian")
         ready.cli("image", "remove", "debian", "--force", check=OK)
     bare = disks.directory("bare", init=False)
-    one_line_of_error(ready.cli("disk", "add", bare, check=REFUSED), "--init")
+    one_line_of_error(ready.cli("disk", "add", bare, check=REFUSED), "init")
 
 
 def test_image_ended_failed(daemon, origin):
@@ -218,7 +221,8 @@ def test_a_daemon_that_does_not_answer(daemon):
     os.kill(daemon.pid, signal.SIGSTOP)
     try:
         done = daemon.cli("image", "list", "--timeout", "1s")
-        assert done.returncode == TIMED_OUT, done
+        assert done.returncode in (TIMED_OUT, UNREACHABLE), done
+        one_line_of_error(done, "in time")
     finally:
         os.kill(daemon.pid, signal.SIGCONT)
     daemon.cli("image", "list", check=OK)
@@ -230,7 +234,7 @@ def test_interrupted(daemon, origin):
                    stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                    env=clean_environment())
     origin.wait_count("/a", 1)
-    assert end(client, signal.SIGINT) == 130
+    assert end(client, signal.SIGINT) in BY_CTRL_C
     assert daemon.client.get("a")
 
 
@@ -278,7 +282,7 @@ def test_watch(daemon, origin):
                    and events[-1]["type"] == "TYPE_REMOVED", "removed")
     finally:
         code = end(watch, signal.SIGINT)
-    assert code == 130
+    assert code in BY_CTRL_C
 
 
 def test_export(ready, scratch):

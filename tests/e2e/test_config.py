@@ -28,7 +28,7 @@ def config(scratch):
     ('[api]\nlistn = ["127.0.0.1:0"]\n', 2, ["listn", "listen"]),
     ("[disks]\npaths = []\ncheck_intervall = \"5s\"\n", 3,
      ["check_intervall", "check_interval"]),
-    ("[sorces]\nallow_file = true\n", 1, ["sorces", "sources"]),
+    ("[sorces]\nallow_file = true\n", 2, ["sorces", "sources"]),
     ("[log]\nlevel = \"loud\"\n", 2, ["loud", "debug"]),
     ("[disks]\ncheck_interval = 5\n", 2, ["check_interval", "duration", "5"]),
     ("[disks]\ncheck_interval = \"5 parsecs\"\n", 2, ["parsecs"]),

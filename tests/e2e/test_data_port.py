@@ -28,7 +28,7 @@ def curl(*args):
     done = run(["curl", "-sS", "--noproxy", "*", "-m", "30", "-D", "-", *args])
     head, _, body = done.stdout.partition(b"\r\n\r\n")
     lines = head.decode().split("\r\n")
-    headers = dict(line.lower().split(": ", 1) for line in lines[1:])
+    headers = dict(line.lower().split(": ", 1) for line in lines[1:] if line)
     return int(lines[0].split()[1]), headers, body
 
 

@@ -26,7 +26,7 @@ def names_in_sources():
 @pytest.mark.parametrize("failpoint", names_in_sources())
 def test_error_at(start_daemon, disk, origin, failpoint, number):
     import grpc
-    daemon = start_daemon([disk], {"backoff": {"first": "10s", "max": "10s"}},
+    daemon = start_daemon([disk], {"backoff": {"first": "1s", "max": "1s"}},
                           run=False)
     daemon.start()
     old = origin.serve("/old", Content(DATA[::-1]))

@@ -13,7 +13,6 @@ After each kill and a restart without failpoints:
 - nothing half-written is left.
 """
 
-import os
 import re
 import threading
 import time
@@ -25,7 +24,7 @@ from lib import images
 from lib.client import ROOT, copy_of, refused
 from lib.daemon import Daemon
 from lib.deadline import scaled, wait_until
-from lib.disks import DiskMaker, Disk
+from lib.disks import Disk, DiskMaker, stamp
 from lib.images import MIB
 from lib.processes import proc_io
 from lib.servers import Content, Origin
@@ -83,7 +82,7 @@ class World:
             raise
 
     def stamps(self):
-        return [os.stat(c.file_path) for c in self.old.copies]
+        return [stamp(c.file_path) for c in self.old.copies]
 
     def run(self, failpoints):
         """The scenario; returns when it is complete or the daemon is gone."""

@@ -1,12 +1,15 @@
 """A generic client, which knows nothing of our proto, lists and calls all."""
 
+import json
+
 import grpc
 from google.protobuf import descriptor_pb2, descriptor_pool
 from google.protobuf.message_factory import MessageFactory
 
-from lib.client import (health_pb2, health_pb2_grpc, reflection_pb2,
+from lib.client import (ROOT, health_pb2, health_pb2_grpc, reflection_pb2,
                         reflection_pb2_grpc)
 from lib.deadline import scaled
+from lib.processes import run
 
 SERVICES = {
     "bim.v1.VersionService": {"VersionGet"},
@@ -126,3 +129,16 @@ def test_health_of_an_unknown_service(start_daemon):
         raise AssertionError("answered")
     except grpc.RpcError as error:
         assert error.code() == grpc.StatusCode.NOT_FOUND
+
+
+def test_the_generic_client_of_the_tools(start_daemon, disk):
+    """tests/tools/grpc_call.py: what run.sh tells people to try."""
+    daemon = start_daemon([disk])
+    tool = ROOT / "tests" / "tools" / "grpc_call.py"
+    for address in (daemon.address, f"unix:{daemon.socket}"):
+        def call(*args, address=address):
+            return run(["/usr/bin/python3", tool, address, *args]).stdout.decode()
+        assert set(SERVICES) <= set(call().split())
+        assert "VersionGet" in call("bim.v1.VersionService")
+        answer = json.loads(call("bim.v1.DiskService/List", "{}"))
+        assert [d["path"] for d in answer["disks"]] == [str(disk)]

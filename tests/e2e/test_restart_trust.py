@@ -8,6 +8,7 @@ import pytest
 
 from lib import images
 from lib.client import copy_of
+from lib.disks import stamp
 from lib.images import KIB, MIB
 from lib.processes import proc_io
 from lib.servers import Content
@@ -27,7 +28,7 @@ def test_nothing_is_rehashed(start_daemon, origin, disks, how):
         daemon.client.wait_ready(f"i{number}")
     before = daemon.client.list_all()
     requests = len(origin.requests)
-    stamps = {c.file_path: os.stat(c.file_path) for i in before for c in i.copies}
+    stamps = {c.file_path: stamp(c.file_path) for i in before for c in i.copies}
 
     daemon.restart(kill=how == "SIGKILL")
     # At once: the first answer says ready.
@@ -42,7 +43,7 @@ def test_nothing_is_rehashed(start_daemon, origin, disks, how):
             a, b = copy_of(old, disk), copy_of(new, disk)
             assert (a.verified_at, a.origin, a.real_size, a.file_path) == (
                 b.verified_at, b.origin, b.real_size, b.file_path)
-    assert {p: os.stat(p) for p in stamps} == stamps
+    assert {p: stamp(p) for p in stamps} == stamps
     assert len(origin.requests) == requests
 
 
@@ -134,10 +135,10 @@ def test_orphans_are_left_alone(start_daemon, origin, disk):
     """Images that nobody wants are not ours to touch."""
     data = images.random_bytes(MIB)
     file = upstream_leaves(disk, "stranger", "u9", data)
-    stat = os.stat(file)
+    before = stamp(file)
     daemon = start_daemon([disk])
     daemon.client.ensure("a", origin.serve("/a", Content(data)))
     daemon.client.wait_ready("a")
     daemon.restart()
     assert [i.spec.name for i in daemon.client.list_all()] == ["a"]
-    assert os.stat(file) == stat
+    assert stamp(file) == before

@@ -10,6 +10,12 @@ from .deadline import wait_until
 from .processes import run
 
 
+def stamp(path):
+    """What tells whether a file is the same and untouched (but for reading)."""
+    st = os.stat(path)
+    return st.st_ino, st.st_size, st.st_mtime_ns, st.st_ctime_ns, st.st_mode
+
+
 class Disk:
     """A directory with an identity: what the daemon calls a disk."""
 

@@ -17,6 +17,8 @@ def clean_environment(extra=None):
         and not key.startswith("BIM_")
         and key not in ("NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID")
     }
+    # Where nginx, mkfs and losetup lie.
+    env["PATH"] = env.get("PATH", "/usr/bin:/bin") + ":/usr/sbin:/sbin"
     env.update(extra or {})
     return env
 
@@ -43,6 +45,7 @@ def end(process, signal_number=signal.SIGTERM, deadline=10.0):
 def run(argv, check=True, **options):
     """Runs a tool to its end; shows what it said when it fails."""
     options.setdefault("timeout", scaled(60))
+    options.setdefault("env", clean_environment())
     done = subprocess.run([str(a) for a in argv], stdout=subprocess.PIPE,
                           stderr=subprocess.PIPE, **options)
     if check and done.returncode != 0:

@@ -84,7 +84,9 @@ TEST(ChunksCodecTest, EveryOtherLengthIsRefused) {
   for (size_t length = 0; length <= bytes.size(); ++length) {
     const auto back = DecodeChunks(std::string_view(bytes).substr(0, length));
     EXPECT_EQ(back.ok(), length % 33 == 0) << length;
-    if (!back.ok()) EXPECT_EQ(back.status().code(), Code::kDataLoss);
+    if (!back.ok()) {
+      EXPECT_EQ(back.status().code(), Code::kDataLoss);
+    }
   }
 }
 

@@ -287,7 +287,9 @@ TEST_F(JournalTest, TornTailOfOtherBytesIsLeftOut) {
     const auto journal = ReadJournal(root_, kKey);
     ASSERT_TRUE(journal.ok());
     EXPECT_TRUE(journal->chunks[0]);
-    if (seed > 0) EXPECT_FALSE(journal->chunks[1]) << seed;
+    if (seed > 0) {
+      EXPECT_FALSE(journal->chunks[1]) << seed;
+    }
   }
 }
 

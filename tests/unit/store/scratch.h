@@ -18,6 +18,7 @@
 #include <utility>
 #include <variant>
 
+#include "pkg/base/digest.h"
 #include "pkg/base/status.h"
 #include "pkg/io/dir.h"
 #include "pkg/store/disk.h"
