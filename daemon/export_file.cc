@@ -20,6 +20,11 @@
 namespace bim::daemon {
 namespace {
 
+// A file of the caller's, not of the daemon's: no exit code but "failed".
+base::Status LocalError(int error_number, const std::string& what) {
+  return base::InternalError(base::ErrnoError(error_number, what).message());
+}
+
 constexpr size_t kBuffer = 256 << 10;
 
 // Where bytes go, in order.
@@ -38,7 +43,7 @@ class StandardOutput : public Output {
       const ssize_t written = write(STDOUT_FILENO, data.data(), data.size());
       if (written < 0) {
         if (errno == EINTR) continue;
-        return base::ErrnoError(errno, "cannot write to standard output");
+        return LocalError(errno, "cannot write to standard output");
       }
       data = data.subspan(static_cast<size_t>(written));
     }
@@ -63,7 +68,7 @@ class PartFile : public Output {
     const std::string what = "cannot write " + part->path_;
     part->fd_ = base::UniqueFd(open(
         part->path_.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0644));
-    if (!part->fd_) return base::ErrnoError(errno, what);
+    if (!part->fd_) return LocalError(errno, what);
     if (flock(part->fd_.get(), LOCK_EX | LOCK_NB) != 0) {
       return base::AbortedError(what + ": another export is writing it");
     }
@@ -77,8 +82,7 @@ class PartFile : public Output {
     }
     part->owned_ = true;
     // Left by one that was killed.
-    if (ftruncate(part->fd_.get(), 0) != 0)
-      return base::ErrnoError(errno, what);
+    if (ftruncate(part->fd_.get(), 0) != 0) return LocalError(errno, what);
     return std::unique_ptr<Output>(std::move(part));
   }
   ~PartFile() override {
@@ -97,13 +101,13 @@ class PartFile : public Output {
     const std::string what = "cannot write " + path_;
     if (ftruncate(fd_.get(), static_cast<off_t>(size)) != 0 ||
         fsync(fd_.get()) != 0) {
-      return base::ErrnoError(errno, what);
+      return LocalError(errno, what);
     }
     const unsigned flags = target_.force ? 0 : RENAME_NOREPLACE;
     if (renameat2(AT_FDCWD, path_.c_str(), AT_FDCWD, target_.file.c_str(),
                   flags) != 0) {
       if (errno == EEXIST) return Exists(target_.file);
-      return base::ErrnoError(errno, "cannot rename to " + target_.file);
+      return LocalError(errno, "cannot rename to " + target_.file);
     }
     owned_ = false;
     return base::OkStatus();

@@ -22,6 +22,7 @@ using store::DiskState;
 
 constexpr char kDisksFile[] = "disks.json";
 constexpr size_t kMaxDisksFile = 4 << 20;
+constexpr uint64_t kChecksPerProbe = 12;
 
 bool IsWantedOn(const ImageSpec& spec, const std::string& disk_uuid) {
   return spec.all_disks || std::find(spec.disks.begin(), spec.disks.end(),
@@ -147,7 +148,8 @@ void ManagerImpl::ScheduleDiskCheck() {
   disk_timer_.async_wait([this](const boost::system::error_code& error) {
     if (error) return;
     control_.Submit([this] {
-      CheckDisks();
+      // A probe writes: not as often as the rest.
+      CheckDisks(++disk_checks_ % kChecksPerProbe == 0);
       loop_.Post([this] {
         Lock lock(mutex_);
         if (!stopping_) ScheduleDiskCheck();
@@ -156,7 +158,7 @@ void ManagerImpl::ScheduleDiskCheck() {
   });
 }
 
-void ManagerImpl::CheckDisks() {
+void ManagerImpl::CheckDisks(bool probe) {
   struct Known {
     std::string path;
     std::shared_ptr<store::Disk> disk;
@@ -175,7 +177,7 @@ void ManagerImpl::CheckDisks() {
       TryDisk(item.path);
       continue;
     }
-    const DiskFault fault = item.disk->Check();
+    const DiskFault fault = item.disk->Check(probe);
     const auto space = item.disk->GetSpace();
     bool lost = false;
     {
@@ -322,6 +324,9 @@ void ManagerImpl::TryDisk(const std::string& path) {
                      store::DiskStateName(fault.state), fault.message);
       }
       entry->fault = fault;
+      // It said who it is, though it cannot be used.
+      if (entry->expected_uuid.empty()) entry->expected_uuid = fault.uuid;
+      AddMissingCopies();
       busy_disks_.erase(path);
     } else {
       save = entry->expected_uuid != disk->uuid();
@@ -329,6 +334,7 @@ void ManagerImpl::TryDisk(const std::string& path) {
     }
   }
   if (!disk) {
+    if (fault.state == DiskState::kReadOnly) ShowUnusable(path, fault.uuid);
     if (changed) Notify();
     return;
   }
@@ -342,6 +348,58 @@ void ManagerImpl::TryDisk(const std::string& path) {
   busy_disks_.erase(path);
 }
 
+Result<std::vector<Desired>> ManagerImpl::ReadWanted(const io::Dir& root) {
+  BIM_ASSIGN_OR_RETURN(auto files, store::LoadDesired(root));
+  std::vector<Desired> wanted;
+  for (const store::DesiredFileContent& file : files) {
+    auto desired = DecodeDesired(file.json);
+    if (!desired.ok()) return desired.status().WithContext(file.path);
+    wanted.push_back(*std::move(desired));
+  }
+  return wanted;
+}
+
+void ManagerImpl::ShowUnusable(const std::string& path,
+                               const std::string& uuid) {
+  const auto root = io::Dir::Open(path);
+  if (!root.ok()) return;
+  const auto wanted = ReadWanted(*root);
+  if (!wanted.ok()) return;
+  Lock lock(mutex_);
+  const DiskEntry* entry = FindDisk(path);
+  if (entry == nullptr || entry->disk || entry->expected_uuid != uuid) return;
+  for (const Desired& desired : *wanted) {
+    const ImageKey key{desired.spec.name, desired.spec.uuid};
+    if (desired.removing) continue;
+    auto [it, is_new] = images_.try_emplace(key);
+    if (is_new) it->second.spec = desired.spec;
+    CopyEntry& copy = it->second.copies[uuid];
+    if (copy.state == CopyState::kUnknown) continue;
+    SetState(copy, CopyState::kUnknown,
+             "disk " + uuid + " cannot be used: " + entry->fault.message);
+    Touch(key, it->second);
+  }
+}
+
+void ManagerImpl::AddMissingCopies() {
+  for (auto& [key, image] : images_) {
+    for (const DiskEntry& disk : disks_) {
+      if (disk.expected_uuid.empty() ||
+          !IsWantedOn(image.spec, disk.expected_uuid) || image.removing ||
+          image.copies.count(disk.expected_uuid) != 0) {
+        continue;
+      }
+      CopyEntry& copy = image.copies[disk.expected_uuid];
+      if (disk.disk == nullptr) {
+        copy.state = CopyState::kUnknown;
+        copy.message = "disk " + disk.expected_uuid +
+                       " cannot be used: " + disk.fault.message;
+      }
+      Touch(key, image);
+    }
+  }
+}
+
 // What is wanted on a disk that was just taken, and what of it is there.
 void ManagerImpl::LoadDisk(const std::shared_ptr<store::Disk>& disk) {
   const std::string uuid = disk->uuid();
@@ -353,20 +411,12 @@ void ManagerImpl::LoadDisk(const std::shared_ptr<store::Disk>& disk) {
       entry->fault = {DiskState::kFailed, status.message()};
     }
   };
-  auto documents = disk->LoadDesired();
-  if (!documents.ok()) {
-    give_up(documents.status());
+  auto read = ReadWanted(disk->root());
+  if (!read.ok()) {
+    give_up(read.status());
     return Notify();
   }
-  std::vector<Desired> wanted;
-  for (const std::string& document : *documents) {
-    auto desired = DecodeDesired(document);
-    if (!desired.ok()) {
-      give_up(desired.status());
-      return Notify();
-    }
-    wanted.push_back(*std::move(desired));
-  }
+  std::vector<Desired> wanted = *std::move(read);
   // Removals that this disk has not seen, and those a crash cut short.
   std::set<ImageKey> missed;
   {
@@ -458,23 +508,7 @@ void ManagerImpl::LoadDisk(const std::shared_ptr<store::Disk>& disk) {
       image.copies[uuid] = std::move(copies[i]);
       Touch(key, image);
     }
-    // Images that came with this disk and are wanted on others, too.
-    for (auto& [key, image] : images_) {
-      for (const DiskEntry& other : disks_) {
-        if (other.expected_uuid.empty() ||
-            !IsWantedOn(image.spec, other.expected_uuid) ||
-            image.copies.count(other.expected_uuid) != 0) {
-          continue;
-        }
-        CopyEntry& copy = image.copies[other.expected_uuid];
-        if (other.disk == nullptr) {
-          copy.state = CopyState::kUnknown;
-          copy.message = "disk " + other.expected_uuid +
-                         " cannot be used: " + other.fault.message;
-        }
-        Touch(key, image);
-      }
-    }
+    AddMissingCopies();
     for (const Desired& desired : wanted) {
       Reconcile({desired.spec.name, desired.spec.uuid});
     }

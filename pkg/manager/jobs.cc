@@ -500,12 +500,13 @@ ManagerImpl::JobEnd ManagerImpl::VerifyFile(const Job& job) {
     const std::string difference = Difference(job.spec, job.record, *scanned);
     if (difference.empty()) {
       scanned->origin = job.record ? job.record->origin : "";
-      Status written =
+      const Status written =
           store::WriteRecord(*job.disk, *scanned, ExpectedChecksum(job.spec));
       if (!written.ok()) {
-        end.status = std::move(written);
-        end.failure = transfer::Failure::kDisk;
-        return end;
+        // Proven all the same; a restart will have to prove it again.
+        BIM_LOG_WARN(
+            "image {} ({}) on disk {}: cannot record that it was verified: {}",
+            job.key.name, job.key.uuid, job.disk_uuid, written.message());
       }
       scanned->chunks.clear();
       end.record = *std::move(scanned);
@@ -684,7 +685,7 @@ void ManagerImpl::EndJob(const Job& job, JobEnd end) {
   const bool stopping = stopping_;
   lock.unlock();
   Notify();
-  if (check_disks && !stopping) control_.Submit([this] { CheckDisks(); });
+  if (check_disks && !stopping) control_.Submit([this] { CheckDisks(true); });
 }
 
 void ManagerImpl::ApplyFailure(const Job& job, ImageEntry& image,

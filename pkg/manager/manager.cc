@@ -60,7 +60,7 @@ void ManagerImpl::Start() {
     if (started_ || stopping_) return;
     started_ = true;
   }
-  CheckDisks();
+  CheckDisks(false);
   loop_.Post([this] {
     Lock lock(mutex_);
     if (!stopping_) ScheduleDiskCheck();

@@ -155,12 +155,20 @@ class ManagerImpl : public Manager {
 
   // --- disks.cc
   void ScheduleDiskCheck();
-  void CheckDisks();
+  // `probe`: also whether they can be written to.
+  void CheckDisks(bool probe);
   void CheckFiles(const std::string& disk_uuid,
                   const std::shared_ptr<store::Disk>& disk);
   // Claims and loads a disk that cannot be used yet.
   void TryDisk(const std::string& path);
   void LoadDisk(const std::shared_ptr<store::Disk>& disk);
+  // What is wanted on a disk; any unreadable record is a failure.
+  static base::Result<std::vector<Desired>> ReadWanted(const io::Dir& root);
+  // Lists what is wanted on a disk that can only be read. Takes the lock.
+  void ShowUnusable(const std::string& path, const std::string& uuid);
+  // Copies, unknown ones, of the images that are wanted on disks that we know
+  // of but that have no copy yet. Locked.
+  void AddMissingCopies();
   // The copies on a disk that is gone. Locked.
   void LoseDisk(DiskEntry& entry, store::DiskFault fault);
   base::Status SaveDisks();
@@ -233,6 +241,7 @@ class ManagerImpl : public Manager {
   bool started_ = false;
   bool stopping_ = false;
   bool checking_disks_ = false;
+  uint64_t disk_checks_ = 0;
   uint64_t next_job_ = 1;
   uint64_t revision_ = 0;
   size_t running_jobs_ = 0;

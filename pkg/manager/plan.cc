@@ -39,11 +39,14 @@ std::vector<Step> Plan(const std::vector<CopyView>& copies, TimePoint now) {
                 copy.state == CopyState::kStarting || copy.found_file ||
                 copy.state == CopyState::kUnknown);
       });
+  bool downloading = std::any_of(
+      copies.begin(), copies.end(),
+      [](const CopyView& copy) { return copy.running == Step::kDownload; });
   for (size_t i = 0; i < copies.size(); ++i) {
     const CopyView& copy = copies[i];
     if (!copy.disk_usable || copy.running != Step::kNone) continue;
     if (copy.found_file) {
-      steps[i] = Step::kScan;
+      if (!copy.due || *copy.due <= now) steps[i] = Step::kScan;
       continue;
     }
     if (copy.state == CopyState::kReady) continue;
@@ -62,12 +65,12 @@ std::vector<Step> Plan(const std::vector<CopyView>& copies, TimePoint now) {
     if (copy.due && *copy.due > now) continue;
     const bool own_try = copy.state == CopyState::kInProgress ||
                          copy.state == CopyState::kStarting;
-    if (source_coming && !own_try) {
+    if (downloading || (source_coming && !own_try)) {
       steps[i] = Step::kWait;
       continue;
     }
     steps[i] = Step::kDownload;
-    source_coming = true;
+    downloading = true;
   }
   return steps;
 }

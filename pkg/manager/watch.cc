@@ -125,6 +125,17 @@ ImageStatus ManagerImpl::StatusOf(const ImageKey&, const ImageEntry& image) {
     states.push_back(copy.state);
     status.copies.push_back(std::move(out));
   }
+  // Disks that never said who they are: wanted there, nothing known.
+  for (const DiskEntry& disk : disks_) {
+    if (!disk.expected_uuid.empty() || !image.spec.all_disks) continue;
+    CopyStatus out;
+    out.disk_path = disk.path;
+    out.state = CopyState::kUnknown;
+    out.message =
+        "disk at " + disk.path + " cannot be used: " + disk.fault.message;
+    states.push_back(out.state);
+    status.copies.push_back(std::move(out));
+  }
   std::sort(status.copies.begin(), status.copies.end(),
             [](const CopyStatus& a, const CopyStatus& b) {
               return a.disk_path < b.disk_path;

@@ -55,7 +55,7 @@ std::string OwnPidNamespace() {
 }
 
 DiskFault Fault(DiskState state, std::string message) {
-  return {state, std::move(message)};
+  return {state, std::move(message), ""};
 }
 
 // What a failed access to the disk's own files means.
@@ -99,18 +99,20 @@ Status CheckFormat(const io::Dir& root) {
                                " is damaged: expected {\"version\":N,"
                                "\"minVersion\":N}");
   }
-  if (format["minVersion"].get<int>() > meta::kDiskFormatVersion) {
+  if (format["minVersion"].get<int64_t>() > meta::kDiskFormatVersion) {
     return base::FailedPreconditionError(
-        "the disk's format is " + std::to_string(format["version"].get<int>()) +
+        "the disk's format is " +
+        std::to_string(format["version"].get<int64_t>()) +
         ", readable from version " +
-        std::to_string(format["minVersion"].get<int>()) +
+        std::to_string(format["minVersion"].get<int64_t>()) +
         " on; this program reads up to " +
         std::to_string(meta::kDiskFormatVersion) +
         ": use a newer program for this disk");
   }
-  if (format["version"].get<int>() < meta::kDiskFormatMinVersion) {
+  if (format["version"].get<int64_t>() < meta::kDiskFormatMinVersion) {
     return base::FailedPreconditionError(
-        "the disk's format is " + std::to_string(format["version"].get<int>()) +
+        "the disk's format is " +
+        std::to_string(format["version"].get<int64_t>()) +
         ", this program needs at least " +
         std::to_string(meta::kDiskFormatMinVersion));
   }
@@ -150,7 +152,7 @@ std::string EncodeOwner(const OwnerRecord& owner) {
               {"endpoint", owner.endpoint},
               {"phase", owner.phase},
               {"sinceNs", owner.since_ns}}
-             .dump() +
+             .dump(-1, ' ', false, json::error_handler_t::replace) +
          "\n";
 }
 
@@ -218,6 +220,17 @@ Status InitIdentity(const io::Dir& root, const std::string& uuid) {
 std::variant<std::shared_ptr<Disk>, DiskFault> Disk::Claim(
     const std::string& path, const std::string& expected_uuid,
     const Owner& owner) {
+  std::string found_uuid;
+  auto claimed = TryClaim(path, expected_uuid, owner, found_uuid);
+  if (auto* fault = std::get_if<DiskFault>(&claimed)) {
+    fault->uuid = found_uuid;
+  }
+  return claimed;
+}
+
+std::variant<std::shared_ptr<Disk>, DiskFault> Disk::TryClaim(
+    const std::string& path, const std::string& expected_uuid,
+    const Owner& owner, std::string& found_uuid) {
   auto root = io::Dir::Open(path);
   if (!root.ok()) {
     if (root.status().code() == Code::kNotFound) {
@@ -236,6 +249,7 @@ std::variant<std::shared_ptr<Disk>, DiskFault> Disk::Claim(
     }
     return FaultOf(uuid.status());
   }
+  found_uuid = *uuid;
   if (!expected_uuid.empty() && *uuid != expected_uuid) {
     return Fault(DiskState::kSwapped, "expected disk " + expected_uuid +
                                           " at " + path + ", found disk " +
@@ -263,7 +277,8 @@ std::variant<std::shared_ptr<Disk>, DiskFault> Disk::Claim(
   if (Status made = dir.MakeDir(kBimDir, 0755); !made.ok()) {
     return FaultOf(made);
   }
-  auto lock = dir.OpenFile(kLockFile, O_RDWR | O_CREAT, 0644);
+  // Open for reading only, so that an operator can remount read-only.
+  auto lock = dir.OpenFile(kLockFile, O_RDONLY | O_CREAT, 0644);
   if (!lock.ok()) return FaultOf(lock.status());
   if (::flock(lock->get(), LOCK_EX | LOCK_NB) != 0) {
     if (errno == EWOULDBLOCK) {
@@ -323,7 +338,7 @@ std::variant<std::shared_ptr<Disk>, DiskFault> Disk::Claim(
 
 Disk::~Disk() = default;
 
-DiskFault Disk::Check() const {
+DiskFault Disk::Check(bool probe) const {
   struct stat held = {}, seen = {};
   if (::fstat(root_.fd(), &held) != 0) {
     return Fault(DiskState::kFailed,
@@ -364,6 +379,10 @@ DiskFault Disk::Check() const {
     return Fault(DiskState::kReadOnly, "the file system at " + path_ +
                                            " is read-only: remount it "
                                            "read-write");
+  }
+  if (probe && ::futimens(lock_.get(), nullptr) != 0) {
+    return FaultOf(
+        base::ErrnoError(errno, "cannot write to the disk at " + path_));
   }
   if (Status owner = CheckOwner(); !owner.ok()) {
     return Fault(DiskState::kFailed, owner.message());
@@ -407,20 +426,20 @@ Status Disk::RemoveDesired(const ImageKey& key) const {
   return dir.Sync();
 }
 
-Result<std::vector<std::string>> Disk::LoadDesired() const {
-  BIM_ASSIGN_OR_RETURN(io::Dir dir, root_.OpenDir(kDesiredDir));
+Result<std::vector<DesiredFileContent>> LoadDesired(const io::Dir& root) {
+  BIM_ASSIGN_OR_RETURN(io::Dir dir, root.OpenDir(kDesiredDir));
   std::vector<std::string> names;
   BIM_RETURN_IF_ERROR(dir.List([&](std::string_view name, unsigned char) {
     if (name.ends_with(".json")) names.emplace_back(name);
     return true;
   }));
-  std::vector<std::string> documents;
-  documents.reserve(names.size());
+  std::vector<DesiredFileContent> files;
+  files.reserve(names.size());
   for (const std::string& name : names) {
     BIM_ASSIGN_OR_RETURN(std::string text, dir.ReadFile(name, kMaxDesiredFile));
-    documents.push_back(std::move(text));
+    files.push_back({dir.path() + "/" + name, std::move(text)});
   }
-  return documents;
+  return files;
 }
 
 }  // namespace bim::store

@@ -31,6 +31,7 @@ std::string_view DiskStateName(DiskState state);
 struct DiskFault {
   DiskState state = DiskState::kFailed;
   std::string message;
+  std::string uuid;  // what the disk says it is, when that could be read
 };
 
 // .bim/owner
@@ -64,6 +65,15 @@ struct Space {
   uint64_t available_bytes = 0;
 };
 
+// A desired record as it lies on a disk.
+struct DesiredFileContent {
+  std::string path;  // for messages
+  std::string json;
+};
+// All of them. One that cannot be read fails the whole: what was wanted is
+// never guessed. Works on a disk that is not owned, too.
+base::Result<std::vector<DesiredFileContent>> LoadDesired(const io::Dir& root);
+
 class Disk {
  public:
   struct Owner {
@@ -88,8 +98,9 @@ class Disk {
   dev_t device() const { return device_; }
 
   // Is what lies at the path still this disk, writable, and ours? kReady or
-  // the fault.
-  DiskFault Check() const;
+  // the fault. With `probe` the lock file's times are set, too: a file system
+  // that stopped itself after an error refuses that, and may tell no other way.
+  DiskFault Check(bool probe) const;
   // ABORTED when the owner record says another epoch than ours: we are late.
   base::Status CheckOwner() const;
   base::Result<Space> GetSpace() const;
@@ -98,12 +109,12 @@ class Disk {
   // Durable on return.
   base::Status PutDesired(const ImageKey& key, std::string_view json) const;
   base::Status RemoveDesired(const ImageKey& key) const;
-  // All of them. A file that cannot be read fails the whole: what was wanted
-  // is never guessed.
-  base::Result<std::vector<std::string>> LoadDesired() const;
 
  private:
   Disk() = default;
+  static std::variant<std::shared_ptr<Disk>, DiskFault> TryClaim(
+      const std::string& path, const std::string& expected_uuid,
+      const Owner& owner, std::string& found_uuid);
 
   std::string path_;
   std::string uuid_;

@@ -611,7 +611,7 @@ Status IngestImpl::Restore(std::stop_token stop) {
   }
   // A fresh journal that holds just what was found good.
   std::string text = EncodeJournalHeader(partial_.header);
-  for (uint32_t i = 0; i < position_ / chunk_size_; ++i) {
+  for (uint32_t i = 0; i < ChunkCount(position_, chunk_size_); ++i) {
     text += EncodeJournalEntry(i, chunks_[i]);
   }
   BIM_RETURN_IF_ERROR(root.ReplaceFile(RecordFile(key_), text));
@@ -651,7 +651,8 @@ Status IngestImpl::Begin(std::optional<uint64_t> size, std::string validator) {
                                        std::to_string(*size) + " bytes long");
   }
   validator_ = std::move(validator);
-  // A ready file that is being replaced keeps its record until the rename.
+  // A ready file that is being replaced keeps its record until the new one is
+  // sealed.
   const bool has_record = root.Stat(RecordFile(key_)).ok();
   if (size && !validator_.empty() && !has_record) {
     struct stat st = {};
@@ -688,11 +689,12 @@ Result<ImageRecord> IngestImpl::Commit(std::stop_token stop) {
   if (!size_) {
     // Only now is the length known: the same rules.
     if (position_ == 0 || position_ % 512 != 0) {
-      (void)Discard();
-      return base::FailedPreconditionError(
+      const Status wrong = base::FailedPreconditionError(
           position_ == 0 ? "the file is empty"
                          : "size " + std::to_string(position_) +
                                " is not a multiple of 512");
+      (void)Discard();
+      return wrong;
     }
     if (::ftruncate(temp_.get(), static_cast<off_t>(position_)) != 0) {
       return base::ErrnoError(errno, "cannot set the length of " + TempPath());

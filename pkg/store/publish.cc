@@ -139,6 +139,13 @@ std::string Openers(const struct stat& file) {
 Status MakeImageDir(const Disk& disk, const ImageKey& key) {
   const io::Dir& root = disk.root();
   BIM_RETURN_IF_ERROR(root.MakeDir(ImageDir(key), 0755));
+  if (const auto owner = ReadOwnerOfRecord(root, key);
+      owner.ok() && *owner != key) {
+    return base::AlreadyExistsError("the directory " + disk.path() + "/" +
+                                    ImageDir(key) + " is that of image '" +
+                                    owner->name + "' with uuid '" +
+                                    owner->uuid + "'");
+  }
   const auto config = ReadConfig(root, key);
   if (config.ok() && !config->uuid.empty() && config->uuid != key.uuid) {
     return base::AlreadyExistsError(
@@ -194,21 +201,25 @@ Result<Found> Inspect(const Disk& disk, const ImageKey& key, mode_t file_mode,
   if (!record.ok() && record.status().code() == Code::kFailedPrecondition) {
     return record.status();  // of a newer version: not ours to touch
   }
+  // Sealed, and the crash came before the rename?
+  if (record.ok() && record->stamp.ctime_ns == 0) {
+    const auto temp = root.OpenFile(TempFile(key), O_RDONLY | O_NONBLOCK);
+    struct stat temp_st = {};
+    if (temp.ok() && ::fstat(temp->get(), &temp_st) == 0 &&
+        Matches(record->stamp, StampOf(temp_st))) {
+      BIM_ASSIGN_OR_RETURN(ImageRecord whole, ReadRecord(root, key, true));
+      BIM_ASSIGN_OR_RETURN(found.record,
+                           Publish(disk, key, temp->get(), std::move(whole),
+                                   file_mode, expected_checksum));
+      found.record.chunks.clear();
+      found.kind = Found::Kind::kReady;
+      found.stamp = found.record.stamp;
+      return found;
+    }
+  }
   auto st = root.Stat(DataFile(key));
-  if (!st.ok() && st.status().code() != Code::kNotFound) return st.status();
   if (!st.ok()) {
-    // Sealed, and the crash came before the rename?
-    if (!record.ok() || record->stamp.ctime_ns != 0) return found;
-    auto temp = root.OpenFile(TempFile(key), O_RDONLY | O_NONBLOCK);
-    if (!temp.ok()) return found;
-    BIM_ASSIGN_OR_RETURN(struct stat temp_st, StatFd(temp->get()));
-    if (!Matches(record->stamp, StampOf(temp_st))) return found;
-    BIM_ASSIGN_OR_RETURN(ImageRecord whole, ReadRecord(root, key, true));
-    BIM_ASSIGN_OR_RETURN(found.record,
-                         Publish(disk, key, temp->get(), std::move(whole),
-                                 file_mode, expected_checksum));
-    found.kind = Found::Kind::kReady;
-    found.stamp = found.record.stamp;
+    if (st.status().code() != Code::kNotFound) return st.status();
     return found;
   }
   if (!S_ISREG(st->st_mode)) {
@@ -338,8 +349,10 @@ Result<ImageRecord> Scan(const Disk& disk, const ImageKey& key,
 Status RemovePartial(const Disk& disk, const ImageKey& key) {
   const io::Dir& root = disk.root();
   BIM_RETURN_IF_ERROR(root.RemoveFile(TempFile(key)));
-  // A record belongs to a ready file and stays.
-  if (ReadRecord(root, key, false).ok() && root.Stat(DataFile(key)).ok()) {
+  // A record belongs to a ready file and stays, as does one of a newer format.
+  const auto record = ReadRecord(root, key, false);
+  if (record.ok() ? root.Stat(DataFile(key)).ok()
+                  : record.status().code() == Code::kFailedPrecondition) {
     return base::OkStatus();
   }
   return root.RemoveFile(RecordFile(key));

@@ -33,6 +33,12 @@ std::span<const std::byte> Bytes(std::string_view text) {
   return std::as_bytes(std::span(text.data(), text.size()));
 }
 
+// Paths may hold any bytes: what is no UTF-8 is replaced, never thrown about.
+template <typename Json>
+std::string Dump(const Json& object) {
+  return object.dump(-1, ' ', false, Json::error_handler_t::replace);
+}
+
 std::string Sha256Hex(std::string_view text) {
   return hash::HashOf(DigestAlgorithm::kSha256, Bytes(text)).Hex();
 }
@@ -178,7 +184,7 @@ std::string EncodeRecord(const ImageRecord& record) {
       {"chunksSha256", Sha256Hex(table)},
   };
   if (record.sha256) header["sha256"] = record.sha256->Hex();
-  return Envelope(kRecordMagic, header.dump()) + table;
+  return Envelope(kRecordMagic, Dump(header)) + table;
 }
 
 Result<ImageRecord> ReadRecord(const io::Dir& disk, const ImageKey& key,
@@ -201,14 +207,18 @@ Result<ImageRecord> ReadRecord(const io::Dir& disk, const ImageKey& key,
                   Value<int64_t>(header, "ctimeNs", 0)};
   record.format = Value<std::string>(header, "format", "");
   record.virtual_size = Value<uint64_t>(header, "virtualSize", 0);
-  BIM_ASSIGN_OR_RETURN(
-      record.sha512, Digest::FromHex(DigestAlgorithm::kSha512,
-                                     Value<std::string>(header, "sha512", "")));
+  const auto digest = [&](DigestAlgorithm algorithm,
+                          const char* name) -> Result<Digest> {
+    auto found =
+        Digest::FromHex(algorithm, Value<std::string>(header, name, ""));
+    if (found.ok()) return found;
+    return DataLossError(shown + " is damaged: " + found.status().message());
+  };
+  BIM_ASSIGN_OR_RETURN(record.sha512,
+                       digest(DigestAlgorithm::kSha512, "sha512"));
   if (header.contains("sha256")) {
-    BIM_ASSIGN_OR_RETURN(
-        record.sha256,
-        Digest::FromHex(DigestAlgorithm::kSha256,
-                        Value<std::string>(header, "sha256", "")));
+    BIM_ASSIGN_OR_RETURN(record.sha256,
+                         digest(DigestAlgorithm::kSha256, "sha256"));
   }
   record.origin = Value<std::string>(header, "origin", "");
   record.verified_ns = Value<int64_t>(header, "verifiedNs", 0);
@@ -228,13 +238,12 @@ Result<ImageRecord> ReadRecord(const io::Dir& disk, const ImageKey& key,
 }
 
 std::string EncodeJournalHeader(const JournalHeader& header) {
-  return Envelope(kJournalMagic, json{{"name", header.key.name},
-                                      {"uuid", header.key.uuid},
-                                      {"size", header.size},
-                                      {"chunkSize", header.chunk_size},
-                                      {"validator", header.validator},
-                                      {"inode", header.inode}}
-                                     .dump());
+  return Envelope(kJournalMagic, Dump(json{{"name", header.key.name},
+                                           {"uuid", header.key.uuid},
+                                           {"size", header.size},
+                                           {"chunkSize", header.chunk_size},
+                                           {"validator", header.validator},
+                                           {"inode", header.inode}}));
 }
 
 // index (4), zero mark (4), digest (32), first 8 bytes of the SHA-256 of the
@@ -283,6 +292,16 @@ Result<Journal> ReadJournal(const io::Dir& disk, const ImageKey& key) {
   return journal;
 }
 
+Result<ImageKey> ReadOwnerOfRecord(const io::Dir& disk, const ImageKey& key) {
+  for (const char* magic : {kRecordMagic, kJournalMagic}) {
+    const auto opened = OpenEnvelope(disk, RecordFile(key), magic, 0, false);
+    if (!opened.ok()) continue;
+    return ImageKey{Value<std::string>(opened->header, "name", ""),
+                    Value<std::string>(opened->header, "uuid", "")};
+  }
+  return base::NotFoundError("no readable " + RecordFile(key));
+}
+
 std::string EncodeConfig(const LonghornConfig& config) {
   // Longhorn's key order.
   nlohmann::ordered_json object = {
@@ -294,7 +313,7 @@ std::string EncodeConfig(const LonghornConfig& config) {
       {"expectedChecksum", config.expected_checksum},
       {"currentChecksum", config.current_checksum},
       {"modificationTime", config.modification_time}};
-  return object.dump();
+  return Dump(object);
 }
 
 Result<LonghornConfig> ReadConfig(const io::Dir& disk, const ImageKey& key) {

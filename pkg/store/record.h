@@ -82,6 +82,11 @@ std::string EncodeJournalEntry(uint32_t index, const Chunk& chunk);
 // As ReadRecord. A torn last entry, and what follows it, is left out.
 base::Result<Journal> ReadJournal(const io::Dir& disk, const ImageKey& key);
 
+// Whose record or journal lies in the directory of `key`: another image's,
+// when two share its name. NOT_FOUND: none that can be read.
+base::Result<ImageKey> ReadOwnerOfRecord(const io::Dir& disk,
+                                         const ImageKey& key);
+
 // Longhorn's backing.cfg.
 struct LonghornConfig {
   std::string file_path;  // "name": as the writing manager saw it

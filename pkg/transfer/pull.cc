@@ -26,6 +26,7 @@ class IngestSink : public SourceSink {
 
   Status OnHead(const SourceHead& head) override {
     head_ = head;
+    began_ = true;
     on_bytes_();
     resumed_ = head.offset;
     checking_ = head.offset == 0;
@@ -69,6 +70,7 @@ class IngestSink : public SourceSink {
     return base::OkStatus();
   }
 
+  bool began() const { return began_; }
   bool refused() const { return refused_; }
   bool ingest_failed() const { return ingest_failed_; }
   std::optional<uint64_t> size() const { return head_.size; }
@@ -125,6 +127,14 @@ class IngestSink : public SourceSink {
           "wrong size: expected " + std::to_string(spec_.expected_size) +
           " bytes, the source sent more"));
     }
+    if (!head_.size && spec_.max_size != 0 &&
+        ingest_.position() > spec_.max_size) {
+      return Refuse(base::FailedPreconditionError(
+          "the source does not tell the size of its file and sent more than "
+          "the " +
+          std::to_string(spec_.max_size) +
+          " bytes that are allowed (sources.max_image_size)"));
+    }
     if (status.code() == Code::kOutOfRange) return Refuse(std::move(status));
     if (!status.ok()) ingest_failed_ = true;
     return status;
@@ -138,6 +148,7 @@ class IngestSink : public SourceSink {
   Status size_problem_;
   bool checking_ = false;
   std::vector<std::byte> pending_;
+  bool began_ = false;
   bool refused_ = false;
   bool ingest_failed_ = false;
   uint64_t resumed_ = 0;
@@ -184,8 +195,10 @@ PullResult Pull(Source& source, store::Ingest& ingest, const PullSpec& spec,
   IngestSink sink(ingest, spec, on_bytes, stop);
   const uint64_t offset =
       ingest.begun() && !validator.empty() ? ingest.position() : 0;
-  result.outcome = source.Read(offset, validator, sink, stop);
-  result.resumed_bytes = sink.resumed();
+  // All of it may be there already.
+  const bool complete = offset > 0 && offset == ingest.total_bytes();
+  if (!complete) result.outcome = source.Read(offset, validator, sink, stop);
+  result.resumed_bytes = complete ? offset : sink.resumed();
   if (result.outcome.failure == Failure::kNone) {
     if (Status ended = sink.OnEnd(); !ended.ok()) {
       result.outcome = {Failure::kPermanent, std::move(ended), std::nullopt};
@@ -217,8 +230,12 @@ PullResult Pull(Source& source, store::Ingest& ingest, const PullSpec& spec,
         std::nullopt};
     (void)ingest.Discard();
   }
-  // Bytes of a content that is proven wrong are of no use.
-  if (sink.refused()) (void)ingest.Discard();
+  // Bytes of a content that is proven wrong are of no use. (A source that
+  // refused before it sent any said nothing about those that are there.)
+  if (sink.refused() ||
+      (outcome.failure == Failure::kPermanent && sink.began())) {
+    (void)ingest.Discard();
+  }
   if (outcome.failure != Failure::kNone) return result;
   BIM_FAILPOINT("transfer.pull.received");
   auto record = ingest.Commit(stop);

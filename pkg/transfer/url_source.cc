@@ -36,9 +36,14 @@ bool HasPrefixIgnoreCase(std::string_view text, std::string_view prefix) {
 }
 
 // A strong ETag, else a date: what If-Range takes (RFC 9110 13.1.5).
+// One that could not be stored and sent back to the letter is none.
 std::string ValidatorOf(const http::ResponseHead& head) {
-  if (head.etag.size() >= 2 && head.etag.front() == '"') return head.etag;
-  return head.last_modified;
+  const bool strong = head.etag.size() >= 2 && head.etag.front() == '"';
+  const std::string& validator = strong ? head.etag : head.last_modified;
+  const bool plain = validator.size() <= 1024 &&
+                     std::all_of(validator.begin(), validator.end(),
+                                 [](char c) { return c >= 0x20 && c < 0x7f; });
+  return plain ? validator : "";
 }
 
 class HttpSource : public Source {
