@@ -67,16 +67,18 @@ base::Result<Desired> DecodeDesired(std::string_view text) {
     object.at("attempts").get_to(desired.attempts);
     object.at("permanent").get_to(desired.permanent);
     object.at("lastError").get_to(desired.last_error);
-    if (object.contains("sha512")) {
-      BIM_ASSIGN_OR_RETURN(
-          spec.sha512, Digest::FromHex(DigestAlgorithm::kSha512,
-                                       object["sha512"].get<std::string>()));
-    }
-    if (object.contains("sha256")) {
-      BIM_ASSIGN_OR_RETURN(
-          spec.sha256, Digest::FromHex(DigestAlgorithm::kSha256,
-                                       object["sha256"].get<std::string>()));
-    }
+    const auto digest = [&](DigestAlgorithm algorithm, const char* key,
+                            std::optional<Digest>& out) -> base::Status {
+      if (!object.contains(key)) return base::OkStatus();
+      auto found = Digest::FromHex(algorithm, object[key].get<std::string>());
+      if (!found.ok()) return damaged(found.status().message());
+      out = *found;
+      return base::OkStatus();
+    };
+    BIM_RETURN_IF_ERROR(
+        digest(DigestAlgorithm::kSha512, "sha512", spec.sha512));
+    BIM_RETURN_IF_ERROR(
+        digest(DigestAlgorithm::kSha256, "sha256", spec.sha256));
     if (object.contains("nextAttemptNs")) {
       desired.next_attempt =
           TimePoint(std::chrono::duration_cast<TimePoint::duration>(

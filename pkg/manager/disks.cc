@@ -386,7 +386,7 @@ void ManagerImpl::AddMissingCopies() {
     for (const DiskEntry& disk : disks_) {
       if (disk.expected_uuid.empty() ||
           !IsWantedOn(image.spec, disk.expected_uuid) || image.removing ||
-          image.copies.count(disk.expected_uuid) != 0) {
+          image.ensuring || image.copies.count(disk.expected_uuid) != 0) {
         continue;
       }
       CopyEntry& copy = image.copies[disk.expected_uuid];
@@ -425,7 +425,7 @@ void ManagerImpl::LoadDisk(const std::shared_ptr<store::Disk>& disk) {
       missed = it->second;
     }
   }
-  bool save = false;
+  std::set<ImageKey> unremoved;
   std::erase_if(wanted, [&](const Desired& desired) {
     const ImageKey key{desired.spec.name, desired.spec.uuid};
     if (!desired.removing && missed.count(key) == 0) return false;
@@ -434,15 +434,19 @@ void ManagerImpl::LoadDisk(const std::shared_ptr<store::Disk>& disk) {
     if (!removed.ok()) {
       BIM_LOG_ERROR("image {} ({}) cannot be removed: {}", key.name, key.uuid,
                     removed.message());
+      unremoved.insert(key);
     }
     return true;
   });
   if (!missed.empty()) {
-    Lock lock(mutex_);
-    tombstones_.erase(uuid);
-    save = true;
-  }
-  if (save) {
+    {
+      Lock lock(mutex_);
+      auto& left = tombstones_[uuid];
+      std::erase_if(left, [&](const ImageKey& key) {
+        return missed.count(key) != 0 && unremoved.count(key) == 0;
+      });
+      if (left.empty()) tombstones_.erase(uuid);
+    }
     if (Status saved = SaveDisks(); !saved.ok()) {
       BIM_LOG_ERROR("cannot remember removals: {}", saved.message());
     }
@@ -456,7 +460,7 @@ void ManagerImpl::LoadDisk(const std::shared_ptr<store::Disk>& disk) {
   {
     Lock lock(mutex_);
     for (const auto& [key, image] : images_) {
-      if (IsWantedOn(image.spec, uuid) && !image.removing &&
+      if (IsWantedOn(image.spec, uuid) && !image.removing && !image.ensuring &&
           here.count(key) == 0) {
         fresh.push_back(Desired{image.spec});
       }

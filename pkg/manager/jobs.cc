@@ -85,13 +85,16 @@ std::string DamagedChunks(const store::Disk& disk,
 
 void ManagerImpl::Reconcile(const ImageKey& key) {
   const auto it = images_.find(key);
-  if (it == images_.end() || stopping_) return;
+  // Nothing begins before all disks were looked at: what is missing on one may
+  // lie, whole or in part, on the next.
+  if (it == images_.end() || stopping_ || loading_) return;
   ImageEntry& image = it->second;
-  if (image.removing) return;
+  if (image.removing || image.ensuring) return;
   std::vector<CopyView> views;
   for (const auto& [disk_uuid, copy] : image.copies) {
     views.push_back({copy.state, copy.running, UsableDisk(disk_uuid) != nullptr,
-                     copy.found_file, copy.damaged, copy.permanent, copy.due});
+                     copy.found_file, copy.damaged, copy.permanent, copy.due,
+                     copy.partial});
   }
   const std::vector<Step> steps = Plan(views, system_clock::now());
   size_t i = 0;
@@ -620,6 +623,7 @@ void ManagerImpl::EndJob(const Job& job, JobEnd end) {
     if (job.step == Step::kVerify) EndVerify(*copy, job.disk_uuid, true, "");
     if (was_failed) documents.emplace_back(job.disk, DesiredOf(image, *copy));
   } else {
+    copy->partial = end.ingest && end.ingest->position() > 0;
     ApplyFailure(job, image, *copy, end);
     check_disks = end.failure == transfer::Failure::kDisk;
     if (copy->state == CopyState::kFailed && !copy->damaged) {

@@ -61,6 +61,12 @@ void ManagerImpl::Start() {
     started_ = true;
   }
   CheckDisks(false);
+  {
+    Lock lock(mutex_);
+    loading_ = false;
+    for (auto& [key, image] : images_) Reconcile(key);
+    ArmRetryTimer();
+  }
   loop_.Post([this] {
     Lock lock(mutex_);
     if (!stopping_) ScheduleDiskCheck();
@@ -211,6 +217,7 @@ CopyEntry ManagerImpl::Judge(const ImageSpec& spec, Result<store::Found> found,
     copy.damaged = true;  // left as it is
     return copy;
   }
+  copy.partial = found->partial;
   if (found->kind == Kind::kNothing) return copy;
   copy.judged = found->stamp;
   const store::ImageRecord& record = found->record;
@@ -246,6 +253,16 @@ CopyEntry ManagerImpl::Judge(const ImageSpec& spec, Result<store::Found> found,
   return copy;
 }
 
+void ManagerImpl::AwaitEnsured(Lock& lock, std::string_view name) {
+  jobs_changed_.wait_for(lock, std::chrono::seconds(30), [&] {
+    for (auto it = images_.lower_bound({std::string(name), ""});
+         it != images_.end() && it->first.name == name; ++it) {
+      if (it->second.ensuring) return false;
+    }
+    return true;
+  });
+}
+
 Result<Manager::Ensured> ManagerImpl::Ensure(ImageSpec given) {
   ImageSpec spec;
   ImageKey key;
@@ -255,17 +272,22 @@ Result<Manager::Ensured> ManagerImpl::Ensure(ImageSpec given) {
     Lock lock(mutex_);
     if (stopping_) return base::UnavailableError("the daemon is stopping");
     BIM_ASSIGN_OR_RETURN(spec, Resolve(std::move(given)));
+    AwaitEnsured(lock, spec.name);
+    if (stopping_) return base::UnavailableError("the daemon is stopping");
     if (spec.uuid.empty()) {
       // The image of this name and spec, if there is one.
-      for (auto it = images_.lower_bound({spec.name, ""});
-           it != images_.end() && it->first.name == spec.name; ++it) {
+      const auto first = images_.lower_bound({spec.name, ""});
+      for (auto it = first; it != images_.end() && it->first.name == spec.name;
+           ++it) {
         ImageSpec same = it->second.spec;
         same.uuid.clear();
         if (same == spec && !it->second.removing) {
           return Ensured{StatusOf(it->first, it->second), false};
         }
+      }
+      if (first != images_.end() && first->first.name == spec.name) {
         return base::AlreadyExistsError(
-            Shown(it->first) +
+            Shown(first->first) +
             " already exists with another spec: remove it first, or state "
             "another uuid");
       }
@@ -313,6 +335,7 @@ Result<Manager::Ensured> ManagerImpl::Ensure(ImageSpec given) {
     // From here on the name is taken; nothing works on it yet.
     ImageEntry& image = images_[key];
     image.spec = spec;
+    image.ensuring = true;
     for (const auto& [uuid, why] : unusable) {
       CopyEntry& copy = image.copies[uuid];
       copy.state = CopyState::kUnknown;
@@ -334,6 +357,7 @@ Result<Manager::Ensured> ManagerImpl::Ensure(ImageSpec given) {
     for (const auto& disk : disks) (void)disk->RemoveDesired(key);
     Lock lock(mutex_);
     Forget(key);
+    jobs_changed_.notify_all();
     return stored;
   }
   Ensured ensured;
@@ -342,8 +366,11 @@ Result<Manager::Ensured> ManagerImpl::Ensure(ImageSpec given) {
     Lock lock(mutex_);
     const auto it = images_.find(key);
     if (it == images_.end()) {
-      return base::AbortedError(Shown(key) + " was removed meanwhile");
+      return base::AbortedError(Shown(key) +
+                                ": its disks were removed meanwhile");
     }
+    it->second.ensuring = false;
+    jobs_changed_.notify_all();
     for (auto& [uuid, copy] : copies) {
       if (UsableDisk(uuid)) it->second.copies[uuid] = std::move(copy);
     }
@@ -404,6 +431,7 @@ Status ManagerImpl::Remove(std::string_view name, std::string_view uuid,
   {
     Lock lock(mutex_);
     if (stopping_) return base::UnavailableError("the daemon is stopping");
+    AwaitEnsured(lock, name);
     BIM_ASSIGN_OR_RETURN(auto it, Find(name, uuid));
     key = it->first;
     ImageEntry& image = it->second;
@@ -418,10 +446,12 @@ Status ManagerImpl::Remove(std::string_view name, std::string_view uuid,
       }
     }
     if (!absent.empty() && !force) {
+      const DiskEntry* disk = FindDisk(absent[0]);
       return base::FailedPreconditionError(
-          "disk " + absent[0] + ", which has a copy of " + Shown(key) +
-          ", cannot be used now; force removes the image and that copy when "
-          "the disk is back");
+          "a copy of " + Shown(key) + " is on disk " + absent[0] +
+          (disk ? " at " + disk->path : "") + ", which cannot be used now" +
+          (disk ? " (" + disk->fault.message + ")" : "") +
+          "; force removes the image, and that copy when the disk is back");
     }
     image.removing = true;
     for (auto& [disk_uuid, copy] : image.copies) Cancel(copy);
@@ -429,12 +459,14 @@ Status ManagerImpl::Remove(std::string_view name, std::string_view uuid,
         AwaitJobs(lock, [&](const ImageKey& other, const std::string&) {
           return other == key;
         });
+    const auto found = images_.find(key);
+    if (found == images_.end()) return base::OkStatus();  // with its disks
     if (!stopped) {
-      images_.at(key).removing = false;
+      found->second.removing = false;
       return base::DeadlineExceededError("the work on " + Shown(key) +
                                          " did not stop in time; try again");
     }
-    ImageEntry& entry = images_.at(key);
+    ImageEntry& entry = found->second;
     for (auto& [disk_uuid, copy] : entry.copies) {
       ended.push_back(std::move(copy.ingest));
       copy.ingest.reset();

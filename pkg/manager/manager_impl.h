@@ -38,6 +38,7 @@ struct CopyEntry {
   CopyState state = CopyState::kPending;
   std::string message;
   bool found_file = false;
+  bool partial = false;
   bool damaged = false;
   bool permanent = false;
   transfer::RetryState retry;
@@ -68,6 +69,7 @@ struct ImageEntry {
   std::map<std::string, CopyEntry> copies;  // by disk uuid
   uint64_t revision = 0;
   bool removing = false;
+  bool ensuring = false;  // being written to the disks for the first time
 };
 
 struct DiskEntry {
@@ -219,6 +221,8 @@ class ManagerImpl : public Manager {
   ImageStatus StatusOf(const ImageKey& key, const ImageEntry& image);
 
   // --- manager.cc
+  // Waits, at most 30 s, while an image is being Ensured for the first time.
+  void AwaitEnsured(Lock& lock, std::string_view name);
   base::Result<std::map<ImageKey, ImageEntry>::iterator> Find(
       std::string_view name, std::string_view uuid);  // locked
   base::Result<ImageSpec> Resolve(ImageSpec spec);    // locked
@@ -240,6 +244,7 @@ class ManagerImpl : public Manager {
   std::condition_variable jobs_changed_;
   bool started_ = false;
   bool stopping_ = false;
+  bool loading_ = true;  // until every disk was looked at once
   bool checking_disks_ = false;
   uint64_t disk_checks_ = 0;
   uint64_t next_job_ = 1;

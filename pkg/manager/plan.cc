@@ -1,7 +1,7 @@
 #include "pkg/manager/plan.h"
 
 #include <algorithm>
-#include <array>
+#include <numeric>
 
 namespace bim::manager {
 
@@ -42,7 +42,11 @@ std::vector<Step> Plan(const std::vector<CopyView>& copies, TimePoint now) {
   bool downloading = std::any_of(
       copies.begin(), copies.end(),
       [](const CopyView& copy) { return copy.running == Step::kDownload; });
-  for (size_t i = 0; i < copies.size(); ++i) {
+  std::vector<size_t> order(copies.size());
+  std::iota(order.begin(), order.end(), size_t{0});
+  std::stable_partition(order.begin(), order.end(),
+                        [&](size_t i) { return copies[i].partial; });
+  for (const size_t i : order) {
     const CopyView& copy = copies[i];
     if (!copy.disk_usable || copy.running != Step::kNone) continue;
     if (copy.found_file) {

@@ -32,10 +32,12 @@ struct CopyView {
   bool damaged = false;          // failed by verification: kept as it is
   bool permanent = false;        // failed, and the same would fail again
   std::optional<TimePoint> due;  // not before then
+  bool partial = false;          // an interrupted download left bytes here
 };
 
 // The steps to begin now, one per copy (kNone: leave it as it is). At most one
-// copy downloads at a time; the others are filled from it.
+// copy downloads at a time, one that has bytes already if there is one; the
+// others are filled from it.
 std::vector<Step> Plan(const std::vector<CopyView>& copies, TimePoint now);
 
 // The state of an image from those of its copies: "failed" when one failed,

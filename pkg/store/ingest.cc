@@ -423,19 +423,22 @@ Status IngestImpl::FinishChunk(uint32_t index, bool restored) {
   }
   chunk_has_data_ = false;
   chunk_zeros_ = 0;
-  if (options_.reference && !options_.reference->chunks.empty() &&
-      (index >= options_.reference->chunks.size() ||
-       options_.reference->chunks[index] != chunk)) {
-    return base::DataLossError("chunk " + std::to_string(index) +
-                               " of the source differs from its manifest");
-  }
   if (chunks_.size() <= index) chunks_.resize(index + 1);
   chunks_[index] = chunk;
+  const auto& reference = options_.reference;
+  const bool differs =
+      reference && !reference->chunks.empty() &&
+      (index >= reference->chunks.size() || reference->chunks[index] != chunk);
   if (restored) {
-    if (!bad_restored_chunk_ && partial_.chunks[index] != chunk) {
+    // Of another content, or not what was journaled: not continued from here.
+    if (!bad_restored_chunk_ && (differs || partial_.chunks[index] != chunk)) {
       bad_restored_chunk_ = index;
     }
     return base::OkStatus();
+  }
+  if (differs) {
+    return base::DataLossError("chunk " + std::to_string(index) +
+                               " of the source differs from its manifest");
   }
   std::lock_guard lock(mutex_);
   if (journal_) journal_entries_ += EncodeJournalEntry(index, chunk);

@@ -220,6 +220,7 @@ Result<Found> Inspect(const Disk& disk, const ImageKey& key, mode_t file_mode,
   auto st = root.Stat(DataFile(key));
   if (!st.ok()) {
     if (st.status().code() != Code::kNotFound) return st.status();
+    found.partial = HasJournal(root, key);
     return found;
   }
   if (!S_ISREG(st->st_mode)) {

@@ -44,6 +44,7 @@ struct Found {
   ImageRecord record;      // of kReady and kChanged; chunks not loaded
   FileStamp stamp;         // of the file now
   bool by_config = false;  // kReady by Longhorn's cfg: no manifest yet
+  bool partial = false;    // kNothing, but a journal: there are bytes to resume
 };
 // Finishes a commit that a crash cut short after the file was sealed. Reads no
 // image data.

@@ -258,6 +258,10 @@ std::string EncodeJournalEntry(uint32_t index, const Chunk& chunk) {
   return entry;
 }
 
+bool HasJournal(const io::Dir& disk, const ImageKey& key) {
+  return OpenEnvelope(disk, RecordFile(key), kJournalMagic, 0, false).ok();
+}
+
 Result<Journal> ReadJournal(const io::Dir& disk, const ImageKey& key) {
   const std::string path = RecordFile(key);
   BIM_ASSIGN_OR_RETURN(Opened opened, OpenEnvelope(disk, path, kJournalMagic,

@@ -81,6 +81,8 @@ std::string EncodeJournalHeader(const JournalHeader& header);
 std::string EncodeJournalEntry(uint32_t index, const Chunk& chunk);
 // As ReadRecord. A torn last entry, and what follows it, is left out.
 base::Result<Journal> ReadJournal(const io::Dir& disk, const ImageKey& key);
+// Whether there is one; reads its header only.
+bool HasJournal(const io::Dir& disk, const ImageKey& key);
 
 // Whose record or journal lies in the directory of `key`: another image's,
 // when two share its name. NOT_FOUND: none that can be read.

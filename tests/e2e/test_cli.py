@@ -2,6 +2,7 @@
 
 import json
 import os
+import pty
 import re
 import signal
 import subprocess
@@ -297,9 +298,8 @@ def test_export(ready, scratch):
     ready.cli("image", "export", "debian", "-f", out, "--force", check=OK)
     assert out.read_bytes() == DATA
     assert sorted(p.name for p in scratch.glob("out*")) == ["out.raw"]
-    import subprocess as sp
-    piped = sp.run([str(ready.binary), "image", "export", "debian", "-f", "-",
-                    "--address", ready.address], stdout=sp.PIPE, timeout=scaled(30),
+    piped = subprocess.run([str(ready.binary), "image", "export", "debian", "-f", "-",
+                    "--address", ready.address], stdout=subprocess.PIPE, timeout=scaled(30),
                    env=clean_environment(), check=True)
     assert piped.stdout == DATA
 
@@ -344,30 +344,37 @@ def test_disks_of_an_image(daemon, disks, origin):
     assert [c["disk_path"] for c in copies] == [str(disks.root / "two")]
 
 
-def test_progress_on_a_terminal(daemon, nginx, files):
+def test_progress_on_a_terminal(daemon, origin):
     """A progress bar on a terminal, none elsewhere."""
-    import pty
-    image = images.raw(files / "a.raw", 4 * MIB)
+    gate = threading.Event()
+    url = origin.serve("/a", Content(DATA, gate=gate, gate_after=MIB))
     primary, secondary = pty.openpty()
-    client = spawn([daemon.binary, "image", "ensure", "a", "--url",
-                    nginx.url(image.name, rate=3 * MIB), "--wait", "--address",
-                    daemon.address], stdin=secondary, stdout=secondary,
+    client = spawn([daemon.binary, "image", "ensure", "a", "--url", url, "--wait",
+                    "--address", daemon.address], stdin=secondary, stdout=secondary,
                    stderr=secondary, env=clean_environment({"TERM": "xterm"}))
     os.close(secondary)
-    shown = b""
-    while True:
-        try:
-            piece = os.read(primary, 65536)
-        except OSError:
-            break
-        if not piece:
-            break
-        shown += piece
-    os.close(primary)
+    shown = bytearray()
+
+    def read():
+        while True:
+            try:
+                piece = os.read(primary, 65536)
+            except OSError:  # the other side is closed
+                return
+            if not piece:
+                return
+            shown.extend(piece)
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    # Half of it is there, and that is shown.
+    wait_until(lambda: re.search(rb"\b50%", shown), lambda: f"50 %: {bytes(shown)}")
+    gate.set()
     assert client.wait(timeout=scaled(20)) == OK
+    reader.join(timeout=scaled(10))
+    os.close(primary)
     text = shown.decode(errors="replace")
-    assert re.search(r"\d+%", text) and "\r" in text
-    assert "ready" in text
+    assert "\r" in text and "ready" in text
 
 
 def test_hostile_text_cannot_move_the_cursor(daemon, origin):

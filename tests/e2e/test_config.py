@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from lib.client import ROOT, Client
+from lib.client import Client, ROOT
 from lib.daemon import bim, to_toml
 
 USAGE = 2

@@ -73,9 +73,9 @@ def test_ranges_that_are_none_are_ignored(ready, given):
 
 def test_head(ready):
     _, url, _ = ready
-    status, headers, body = curl("-I", url)
-    assert status == 200 and int(headers["content-length"]) == len(DATA)
-    assert body == b""
+    done = run(["curl", "-sS", "--noproxy", "*", "-m", "30", "-I", url]).stdout.decode()
+    assert done.startswith("HTTP/1.1 200 ")
+    assert f"content-length: {len(DATA)}" in done.lower()
 
 
 def test_a_stated_disk(ready, disks):

@@ -89,7 +89,8 @@ def test_a_wait_survives_a_restart(start_daemon, disk, origin):
     assert origin.count("/a") == 2
 
 
-@pytest.mark.parametrize("damage", [b"", b"{", b"\0" * 100, b'{"version": 99}'])
+@pytest.mark.parametrize("damage", [b"", b"{", b"\0" * 100, b'{"version": 99}'],
+                         ids=["empty", "cut", "zeros", "other"])
 def test_a_damaged_record_stops_the_disk_with_a_message(start_daemon, disks, origin,
                                                         damage):
     """What was wanted is never guessed; the daemon and other disks go on."""
@@ -114,3 +115,27 @@ def test_a_damaged_record_stops_the_disk_with_a_message(start_daemon, disks, ori
     daemon.client.wait_disk(bad, "ready")
     daemon.client.wait_ready("a")
     assert origin.count("/a") == 1
+
+
+@pytest.mark.parametrize("first", ["one", "two"])
+def test_the_disk_that_has_bytes_goes_on(start_daemon, disks, origin, first):
+    """On several disks: after a restart the download continues where its bytes
+    are, whichever disk is taken first."""
+    made = {name: disks.directory(name, uuid="00000000-x" if name == first
+                                  else "ffffffff-x") for name in ("one", "two")}
+    gate = threading.Event()
+    url = origin.serve("/a", Content(DATA, gate=gate, gate_after=5 * MIB),
+                       Content(DATA))
+    daemon = start_daemon(made.values())
+    daemon.client.ensure("a", url)
+    daemon.client.wait_image(
+        "a", lambda i: max(c.processed_bytes for c in i.copies) >= 4 * MIB,
+        "4 MiB there")
+    daemon.stop()
+    daemon.start()
+    daemon.client.wait_ready("a")
+    second = origin.requests_of("/a")[1]
+    assert second.range_begin and second.range_begin >= 4 * MIB
+    assert second.body_sent == len(DATA) - second.range_begin
+    for disk in made.values():
+        assert not disk.temp_files()

@@ -4,6 +4,7 @@ daemon goes on, nothing half-written is ready, and it gets ready later."""
 import errno
 import re
 
+import grpc
 import pytest
 
 from lib import images
@@ -25,7 +26,6 @@ def names_in_sources():
                          ids=lambda n: errno.errorcode[n])
 @pytest.mark.parametrize("failpoint", names_in_sources())
 def test_error_at(start_daemon, disk, origin, failpoint, number):
-    import grpc
     daemon = start_daemon([disk], {"backoff": {"first": "1s", "max": "1s"}},
                           run=False)
     daemon.start()

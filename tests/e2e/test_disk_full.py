@@ -3,6 +3,8 @@
 import errno
 import os
 
+import grpc
+
 from lib import images
 from lib.client import copy_of
 from lib.images import MIB
@@ -85,7 +87,6 @@ def test_too_large_is_known_from_the_start(start_daemon, disks, origin):
 def test_not_one_byte_for_metadata(start_daemon, disks, origin):
     """Completely full: Ensure is refused or fails with the reason; nothing
     that is there gets lost."""
-    import grpc
     small = disks.loop("small", mib=24)
     daemon = start_daemon([small])
     client = daemon.client

@@ -2,6 +2,7 @@
 
 import json
 import os
+import threading
 import uuid as uuids
 
 import grpc
@@ -72,7 +73,6 @@ def test_remove_forgets_and_deletes_nothing(start_daemon, disks, origin):
 
 
 def test_force_cancels_running_transfers(start_daemon, disks, origin):
-    import threading
     one, two = disks.directory("one"), disks.directory("two")
     gate = threading.Event()
     data = images.random_bytes(4 * images.MIB)

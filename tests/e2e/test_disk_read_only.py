@@ -2,6 +2,7 @@
 
 import threading
 
+import grpc
 import pytest
 
 from lib import images
@@ -97,7 +98,6 @@ def test_in_mid_download(start_daemon, disks, origin):
 
 def test_removing_what_lies_there(start_daemon, disks, origin):
     """Not possible now, and nothing is forgotten."""
-    import grpc
     daemon, bad, good, _ = ready_on_both(start_daemon, disks, origin)
     client = daemon.client
     bad.fail_read_only()

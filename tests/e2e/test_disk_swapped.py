@@ -3,6 +3,7 @@
 from lib import images
 from lib.client import copy_of
 from lib.images import MIB
+from lib.processes import run
 from lib.servers import Content
 
 DATA = images.random_bytes(2 * MIB)
@@ -42,7 +43,6 @@ def test_another_file_system_is_mounted(start_daemon, disks, origin):
     # The device goes, another one comes at the same place.
     other.unmount()
     ours.unmount()
-    from lib.processes import run
     run(["mount", other.device, ours.mountpoint])
     status = client.wait_disk(ours, "swapped")
     assert other.uuid in status.message

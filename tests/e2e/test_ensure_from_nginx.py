@@ -2,12 +2,15 @@
 
 import os
 import re
+import threading
 import time
 
 import pytest
 
 from lib import images
 from lib.client import EVENT, copy_of
+from lib.deadline import wait_until
+from lib.servers import Answer, Content
 
 
 def utc(mtime_ns):
@@ -149,8 +152,6 @@ def test_other_file_mode(start_daemon, nginx, files, disk):
 
 def test_several_at_once_and_the_limit(start_daemon, origin, disks):
     """At most `transfers.max` downloads at a time; all of them end ready."""
-    from lib.servers import Content
-    import threading
     gate = threading.Event()
     data = images.random_bytes(images.MIB)
     urls = [origin.serve(f"/{n}", Content(data, gate=gate, gate_after=65536))
@@ -163,7 +164,6 @@ def test_several_at_once_and_the_limit(start_daemon, origin, disks):
     def sending(image_list):
         return [i.spec.name for i in image_list if i.state == "in-progress"]
 
-    from lib.deadline import wait_until
     wait_until(lambda: len(origin.requests) >= 2, "two downloads")
     # The daemon has answered all Ensures; the rest waits its turn.
     assert len(origin.requests) == 2
@@ -174,3 +174,20 @@ def test_several_at_once_and_the_limit(start_daemon, origin, disks):
     for number in range(6):
         daemon.client.wait_ready(f"i{number}")
     assert len(origin.requests) == 6
+
+
+def test_head_is_never_needed(start_daemon, origin, disk):
+    """A server that knows nothing but GET (presigned URLs are like that)."""
+
+    class OnlyGet(Content):
+        def __call__(self, connection, request):
+            if request.method != "GET":
+                return Answer(403)(connection, request)
+            return super().__call__(connection, request)
+
+    data = images.random_bytes(images.MIB)
+    client = start_daemon([disk]).client
+    client.ensure("a", origin.serve("/a", OnlyGet(data, reset_after=images.MIB // 2),
+                                    OnlyGet(data)))
+    client.wait_ready("a")
+    assert [r.method for r in origin.requests] == ["GET", "GET"]

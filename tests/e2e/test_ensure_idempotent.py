@@ -1,6 +1,8 @@
 """Ensure: the same again is a no-op; another spec is refused; uuids."""
 
+import threading
 import uuid as uuids
+from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import pytest
@@ -34,7 +36,6 @@ def test_the_same_again_is_a_no_op(client, origin):
 
 
 def test_the_same_while_it_is_on_its_way(client, origin):
-    import threading
     gate = threading.Event()
     url = origin.serve("/a", Content(DATA, gate=gate, gate_after=4096))
     uuid = client.ensure("a", url).image.spec.uuid
@@ -50,7 +51,6 @@ def test_the_same_while_it_is_on_its_way(client, origin):
 def test_many_callers_at_once_make_one_image(client, origin):
     url = origin.serve("/a", Content(DATA))
     uuid = str(uuids.uuid4())
-    from concurrent.futures import ThreadPoolExecutor
     with ThreadPoolExecutor(16) as pool:
         answers = list(pool.map(lambda _: client.ensure("a", url, uuid=uuid),
                                 range(32)))
@@ -104,7 +104,7 @@ def test_one_name_two_uuids(client, origin):
         assert client.ensure("a", url, uuid=uuid).created
         client.wait_ready("a", uuid=uuid)
     assert [i.spec.uuid for i in client.list_all()] == ["v1", "v2"]
-    with refused(grpc.StatusCode.FAILED_PRECONDITION, "uuid"):
+    with refused(grpc.StatusCode.INVALID_ARGUMENT, "uuid", "v1", "v2"):
         client.get("a")
     assert client.get("a", "v1").spec.source.url == url
     client.remove("a", "v1")

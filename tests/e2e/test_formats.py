@@ -134,7 +134,7 @@ def test_an_external_data_file_is_refused(client, files):
 
 def test_encryption_is_refused(client, files):
     run(["qemu-img", "create", "-q", "-f", "qcow2", "--object",
-         "secret,id=s,data=x", "-o", "encrypt.format=luks,encrypt.key-secret=s",
+         "secret,id=s,data=x", "-o", "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=100",
          files / "e.qcow2", 4 * MIB])
     size = (files / "e.qcow2").stat().st_size
     os.truncate(files / "e.qcow2", size + -size % 512)

@@ -62,7 +62,9 @@ class World:
                 xfs = self.maker.loop("xfs", "xfs", 300, init=False)
                 self.disks = [Disk(xfs.path / "one"), Disk(xfs.path / "two")]
             else:
-                self.disks = [self.maker.directory("one"), self.maker.directory("two")]
+                # Neither by path nor by uuid is one of them always the first.
+                self.disks = [self.maker.directory("one", uuid="ffffffff-first"),
+                              self.maker.directory("two", uuid="00000000-second")]
             self.origin.serve("/old", Content(OLD))
             good = Content(NEW)
             if kind == "slow":

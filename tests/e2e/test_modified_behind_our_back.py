@@ -10,6 +10,7 @@ from lib import images
 from lib.client import EVENT, copy_of
 from lib.images import MIB
 from lib.servers import Content
+from test_ensure_from_nginx import utc
 
 SIZE = 4 * MIB
 DATA = images.random_bytes(SIZE)
@@ -107,7 +108,6 @@ def test_the_same_content_ends_ready(change, origin, how):
     assert origin.count("/a") == 1
     # From now on it is trusted as it is.
     assert client.verify("a")[-1].ok
-    from test_ensure_from_nginx import utc
     uuid = client.get("a").spec.uuid
     cfg = one.cfg("a", uuid)
     assert cfg["modificationTime"] == utc(os.stat(file).st_mtime_ns)

@@ -4,7 +4,7 @@ import pytest
 
 from lib import images
 from lib.client import Client
-from lib.servers import Answer, Content, Nginx, Origin
+from lib.servers import Answer, Content, Nginx, Origin, free_port
 
 DATA = images.random_bytes(256 * images.KIB)
 
@@ -66,7 +66,6 @@ def test_the_proxy_is_not_for_ourselves(start_daemon, disk, proxy):
 
 
 def test_a_proxy_that_is_down(start_daemon, disk):
-    from lib.servers import free_port
     port = free_port()
     client = start_daemon([disk], {"sources": {"proxy": f"http://127.0.0.1:{port}",
                                                "retry_tries": 1},

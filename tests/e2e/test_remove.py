@@ -1,6 +1,8 @@
 """Remove: forgets and deletes; refused while a process has the file open."""
 
+import subprocess
 import threading
+import urllib.request
 
 import grpc
 import pytest
@@ -9,7 +11,7 @@ from lib import images
 from lib.client import refused
 from lib.deadline import scaled, wait_until
 from lib.disks import stamp
-from lib.processes import end, open_files, spawn
+from lib.processes import end, open_files, run, spawn
 from lib.servers import Content, Never
 
 PRECONDITION = grpc.StatusCode.FAILED_PRECONDITION
@@ -72,12 +74,10 @@ def test_refused_while_open_then_forced(ready, image):
 
 def test_refused_while_qemu_has_it_open(ready, scratch):
     """A real reader: an overlay whose backing file is the image."""
-    from lib.processes import run
     daemon, both, uuid = ready
     overlay = scratch / "overlay.qcow2"
     run(["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b",
          both[0].ready_file("a", uuid), overlay])
-    import subprocess
     qemu = spawn(["qemu-io", "-f", "qcow2", overlay], stdin=subprocess.PIPE,
                  stdout=subprocess.PIPE)
     try:
@@ -96,7 +96,6 @@ def test_refused_while_qemu_has_it_open(ready, scratch):
 
 def test_our_own_reading_is_no_obstacle(ready):
     """A client that is being served does not block Remove, and is served on."""
-    import urllib.request
     daemon, both, uuid = ready
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with opener.open(daemon.data_url("a", uuid), timeout=scaled(10)) as response:

@@ -6,8 +6,7 @@ import time
 import pytest
 
 from lib import images
-from lib.servers import Answer, Content, Never
-from lib.servers import free_port
+from lib.servers import Answer, Content, Never, free_port, redirect
 
 DATA = images.random_bytes(images.MIB)
 
@@ -121,7 +120,6 @@ def test_never_then_well(start_daemon, disk, origin):
 
 
 def test_a_redirect_then_a_passing_status(client, origin):
-    from lib.servers import redirect
     url = origin.serve("/a", redirect(origin.url("/b")))
     origin.serve("/b", Answer(503), Content(DATA))
     client.ensure("a", url)

@@ -8,6 +8,7 @@ import pytest
 
 from lib import images
 from lib.client import copy_of
+from lib.disks import Disk
 from lib.images import KIB, MIB
 from lib.processes import run
 from lib.servers import Content
@@ -29,7 +30,6 @@ def by_origin(image):
 
 def test_reflink_on_one_xfs(start_daemon, disks, origin):
     xfs = disks.loop("xfs", "xfs", 300, init=False)
-    from lib.disks import Disk
     one, two = Disk(xfs.path / "one"), Disk(xfs.path / "two")
     data = images.random_bytes(48 * MIB)
     url = origin.serve("/a", Content(data))
@@ -54,7 +54,6 @@ def test_reflink_on_one_xfs(start_daemon, disks, origin):
 def test_a_later_disk_is_filled_by_reflink(start_daemon, disks, origin):
     """The source of the bytes may be gone by then."""
     xfs = disks.loop("xfs", "xfs", 300, init=False)
-    from lib.disks import Disk
     one, two = Disk(xfs.path / "one"), Disk(xfs.path / "two")
     data = images.random_bytes(4 * MIB)
     url = origin.serve("/a", Content(data))

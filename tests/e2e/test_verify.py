@@ -6,7 +6,7 @@ import grpc
 import pytest
 
 from lib import images
-from lib.client import copy_of, refused
+from lib.client import EVENT, copy_of, pb, refused
 from lib.servers import Content
 
 SIZE = 8 * images.MIB
@@ -117,7 +117,6 @@ def test_nothing_to_verify(start_daemon, origin, disk):
 
 
 def test_ending_the_call_does_not_end_it(ready):
-    from lib.client import pb
     daemon, both, uuid = ready
     stream = daemon.client.images.Verify(pb.VerifyRequest(name="a"))
     next(stream)
@@ -136,3 +135,27 @@ def test_a_failed_copy_can_be_brought_back(ready, origin, image):
     daemon.client.ensure("a", origin.url("/a"), uuid=uuid, sha512=image.sha512)
     daemon.client.wait_ready("a")
     assert daemon.client.verify("a")[-1].ok
+
+
+def test_progress(start_daemon, disks, files):
+    """Of a file that takes a while: in the stream, and in Watch."""
+    big = images.raw(files / "big.raw", 128 * images.MIB)
+    both = [disks.directory("one"), disks.directory("two")]
+    client = start_daemon(both, {"sources": {"allow_file": True}}).client
+    client.ensure("a", f"file://{big.path}")
+    client.wait_ready("a")
+    watch = client.watch()
+    watch.wait_type(EVENT.TYPE_SNAPSHOT_END)
+    messages = client.verify("a")
+    between = [m.verified_bytes for m in messages
+               if 0 < m.verified_bytes < m.total_bytes]
+    assert between == sorted(between) and between, messages
+    assert all(m.total_bytes == 2 * big.size for m in messages)
+    watch.wait(lambda events: [c.verification for c in events[-1].image.copies]
+               == ["ok", "ok"], "both verified")
+    shown = [c.verification_progress for e in watch.events
+             if e.type == EVENT.TYPE_IMAGE for c in e.image.copies
+             if c.verification == "running"]
+    assert [p for p in shown if 0 < p < 100], shown
+    # It stays ready all the while.
+    assert {e.image.state for e in watch.events if e.type == EVENT.TYPE_IMAGE} == {"ready"}

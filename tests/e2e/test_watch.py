@@ -1,5 +1,7 @@
 """Watch: a snapshot, then every change, resumable by token."""
 
+import threading
+
 import pytest
 
 from lib import images
@@ -127,7 +129,6 @@ def test_failures_are_changes_too(daemon, origin):
 
 
 def test_ending_a_watch_ends_no_work(daemon, origin):
-    import threading
     gate = threading.Event()
     watch = daemon.client.watch()
     daemon.client.ensure("a", origin.serve("/a", Content(DATA, gate=gate,

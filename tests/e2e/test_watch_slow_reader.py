@@ -6,7 +6,7 @@ import threading
 import grpc
 
 from lib import images
-from lib.client import EVENT, pb
+from lib.client import EVENT, pb, pb_grpc
 from lib.deadline import scaled, wait_until
 from lib.processes import proc_status_kib
 from lib.servers import Answer, Content
@@ -28,7 +28,6 @@ def test_slow_readers(start_daemon, origin, disk, connect):
         ("grpc.enable_http_proxy", 0), ("grpc.use_local_subchannel_pool", 1),
         ("grpc.http2.lookahead_bytes", 1024), ("grpc.http2.bdp_probe", 0),
         ("grpc.so_rcvbuf", 4096)]) for _ in range(20)]
-    from lib.client import pb_grpc
     streams = [pb_grpc.ImageServiceStub(c).Watch(pb.WatchRequest()) for c in channels]
     for stream in streams:
         assert next(stream).type == EVENT.TYPE_SNAPSHOT_BEGIN

@@ -117,7 +117,8 @@ class Daemon:
         def written():
             if self.process.poll() is not None:
                 raise AssertionError(
-                    f"the daemon ended with {self.process.returncode}:\n{self.log()[-4000:]}")
+                    f"the daemon ended with {self.process.returncode}:\n"
+                    f"{self.log()[-4000:]}")
             try:
                 endpoint = json.loads((self.state_dir / "endpoint.json").read_text())
             except (FileNotFoundError, json.JSONDecodeError):
@@ -151,7 +152,8 @@ class Daemon:
         except subprocess.TimeoutExpired:
             self.kill9()
             raise AssertionError(
-                f"not gone {scaled(deadline):.0f} s after SIGTERM:\n{self.log()[-4000:]}") from None
+                f"not gone {scaled(deadline):.0f} s after SIGTERM:\n"
+                f"{self.log()[-4000:]}") from None
         assert code == 0, f"ended with {code}:\n{self.log()[-4000:]}"
         self.assert_clean()
 
