@@ -67,7 +67,11 @@ void WorkerPool::Run() {
 
 void WorkerPool::Shutdown() {
   std::unique_lock lock(mutex_);
-  if (stopping_ && threads_.empty() && finished_.empty()) return;
+  if (stopping_) {
+    // Another call is at it, or was: what runs is waited for all the same.
+    wake_.wait(lock, [this] { return stopped_; });
+    return;
+  }
   stopping_ = true;
   std::deque<std::function<void()>> dropped = std::move(queue_);
   queue_.clear();
@@ -80,6 +84,10 @@ void WorkerPool::Shutdown() {
   lock.unlock();
   for (auto& [id, thread] : threads) thread.join();
   for (std::thread& thread : finished) thread.join();
+  dropped.clear();
+  lock.lock();
+  stopped_ = true;
+  wake_.notify_all();
 }
 
 }  // namespace bim::exec

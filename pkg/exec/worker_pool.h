@@ -47,6 +47,7 @@ class WorkerPool {
   std::vector<std::thread> finished_;  // ended, to be joined
   size_t idle_ = 0;
   bool stopping_ = false;
+  bool stopped_ = false;  // Shutdown has joined everything
 };
 
 }  // namespace bim::exec

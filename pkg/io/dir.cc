@@ -218,7 +218,10 @@ Status Dir::ReplaceFile(const std::string& relative, std::string_view content,
       return written;
     }
   }
-  BIM_RETURN_IF_ERROR(Rename(fresh, relative));
+  if (Status renamed = Rename(fresh, relative); !renamed.ok()) {
+    (void)RemoveFile(fresh);
+    return renamed;
+  }
   BIM_ASSIGN_OR_RETURN(auto parent, Parent(relative));
   if (::fsync(parent.first.get()) != 0) {
     return ErrnoError(errno,

@@ -4,7 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <cstdlib>
+#include <charconv>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -154,10 +154,12 @@ Result<std::string> FilePath(const std::string& url) {
       path.push_back(rest[i]);
       continue;
     }
-    char* end = nullptr;
-    const std::string hex(rest.substr(i + 1, 2));
-    const long value = std::strtol(hex.c_str(), &end, 16);
-    if (hex.size() != 2 || *end != '\0' || value <= 0) {
+    // Two hex digits, and not those of NUL.
+    const std::string_view hex = rest.substr(i + 1, 2);
+    int value = 0;
+    const auto parsed =
+        std::from_chars(hex.data(), hex.data() + hex.size(), value, 16);
+    if (hex.size() != 2 || parsed.ptr != hex.data() + 2 || value <= 0) {
       return base::InvalidArgumentError(
           "the file URL has a malformed escape at character " +
           std::to_string(i + 1 + kFileScheme.size()));
