@@ -36,5 +36,5 @@ build() {
   local targets=()
   [ $# -eq 0 ] || targets=(--target "$@")
   cmake --build --preset "$preset" "${targets[@]}" >"build/$preset.log" 2>&1 ||
-    { grep -E 'error|FAILED' -A12 "build/$preset.log" | head -120; die "the $preset build failed"; }
+    { grep -E 'error|FAILED' -A12 "build/$preset.log" | cut -c1-300 | head -120; die "the $preset build failed"; }
 }
