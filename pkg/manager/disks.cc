@@ -600,18 +600,30 @@ Status ManagerImpl::RemoveDisk(const std::string& uuid_or_path, bool force) {
           " at " + entry->path +
           "; remove them first, or force: their files stay on the disk");
     }
+    // Nobody takes it again meanwhile.
+    busy_disks_.insert(path);
+    const std::weak_ptr<store::Disk> released = entry->disk;
     entry->disk.reset();
     for (auto& [key, image] : images_) {
       const auto it = image.copies.find(uuid);
-      if (it != image.copies.end()) Cancel(it->second);
+      if (it == image.copies.end()) continue;
+      Cancel(it->second);
+      Retire(it->second);
     }
     const auto on_disk = [&](const ImageKey&, const std::string& disk) {
       return disk == uuid;
     };
     if (!AwaitJobs(lock, on_disk)) {
+      busy_disks_.erase(path);
       return base::DeadlineExceededError("the work on disk " + uuid +
                                          " did not stop in time; try again");
     }
+    // A check or a retired ingest may hold it, and so its lock, a moment
+    // longer.
+    for (int i = 0; i < 500 && !released.expired(); ++i) {
+      jobs_changed_.wait_for(lock, std::chrono::milliseconds(10));
+    }
+    busy_disks_.erase(path);
     std::vector<ImageKey> gone;
     for (auto& [key, image] : images_) {
       if (image.copies.erase(uuid) == 0) continue;

@@ -161,7 +161,8 @@ void ManagerImpl::BeginJob(const ImageKey& key, ImageEntry& image,
   ArmProgressTimer();
   exec::WorkerPool& pool =
       step == Step::kScan || step == Step::kVerify ? scans_ : transfers_;
-  if (!pool.Submit([this, job = std::move(job)] { RunJob(job); })) {
+  if (!pool.Submit(
+          [this, job = std::move(job)]() mutable { RunJob(std::move(job)); })) {
     --running_jobs_;
     copy.running = Step::kNone;
   }
@@ -562,7 +563,7 @@ void ManagerImpl::EndVerify(CopyEntry& copy, const std::string& disk_uuid,
   copy.verify_tasks.clear();
 }
 
-void ManagerImpl::EndJob(const Job& job, JobEnd end) {
+void ManagerImpl::EndJob(Job& job, JobEnd end) {
   if (end.record) end.real_size = RealSize(*job.disk, job.key);
   BIM_FAILPOINT("manager.job.done");
   // Ingests do I/O when they end: never under the lock.
@@ -657,7 +658,7 @@ void ManagerImpl::EndJob(const Job& job, JobEnd end) {
   lock.unlock();
 
   // Still this copy's running job: a removal waits for it.
-  const_cast<Job&>(job).ingest.reset();
+  job.ingest.reset();
   ended.clear();
   for (const auto& [disk, desired] : documents) {
     const Status put = disk->PutDesired(job.key, EncodeDesired(desired));
@@ -666,6 +667,10 @@ void ManagerImpl::EndJob(const Job& job, JobEnd end) {
                    disk->uuid(), job.key.name, put.message());
     }
   }
+  documents.clear();
+  // Whoever waits for this job may want the disk's lock to be free.
+  job.disk.reset();
+  job.source_disk.reset();
   lock.lock();
   copy = find();
   if (copy != nullptr) {

@@ -189,7 +189,7 @@ class ManagerImpl : public Manager {
   JobEnd ScanFile(const Job& job);
   JobEnd VerifyFile(const Job& job);
   base::Result<store::ImageRecord> ScanOf(const Job& job);
-  void EndJob(const Job& job, JobEnd end);
+  void EndJob(Job& job, JobEnd end);
   void ApplyFailure(const Job& job, ImageEntry& image, CopyEntry& copy,
                     JobEnd& end);
   // A running job of this id reached a state. Takes the lock.

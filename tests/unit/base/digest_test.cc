@@ -61,9 +61,9 @@ TEST(DigestTest, EveryOtherCharacterIsRefusedAtItsPlace) {
       const auto got = Digest::FromHex(DigestAlgorithm::kSha256, hex);
       EXPECT_EQ(got.ok(), hex_digits.find(c) != std::string::npos) << value;
       if (!got.ok()) {
-        EXPECT_NE(got.status().message().find("character " +
-                                              std::to_string(at + 1)),
-                  std::string::npos)
+        EXPECT_NE(
+            got.status().message().find("character " + std::to_string(at + 1)),
+            std::string::npos)
             << got.status().message();
       }
     }

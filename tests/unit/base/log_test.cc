@@ -36,8 +36,8 @@ TEST(InitLogTest, FiltersByLevel) {
 
 TEST(LogTest, JsonEscapesEveryByteBelowSpaceQuotesAndBackslashes) {
   for (int value = 1; value < 0x80; ++value) {
-    const std::string out = Logged(true, std::string("<") +
-                                             static_cast<char>(value) + ">");
+    const std::string out =
+        Logged(true, std::string("<") + static_cast<char>(value) + ">");
     ASSERT_EQ(out.find('\n'), out.size() - 1) << "one line";
     char escaped[16];
     if (value < 0x20) {

@@ -18,13 +18,23 @@ TEST(StatusTest, OkIsTheDefault) {
 }
 
 TEST(StatusTest, CodesHaveGrpcsNumbersAndNames) {
-  const char* const names[] = {
-      "OK",           "CANCELLED",        "UNKNOWN",
-      "INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "NOT_FOUND",
-      "ALREADY_EXISTS",   "PERMISSION_DENIED", "RESOURCE_EXHAUSTED",
-      "FAILED_PRECONDITION", "ABORTED",      "OUT_OF_RANGE",
-      "UNIMPLEMENTED",    "INTERNAL",         "UNAVAILABLE",
-      "DATA_LOSS",        "UNAUTHENTICATED"};
+  const char* const names[] = {"OK",
+                               "CANCELLED",
+                               "UNKNOWN",
+                               "INVALID_ARGUMENT",
+                               "DEADLINE_EXCEEDED",
+                               "NOT_FOUND",
+                               "ALREADY_EXISTS",
+                               "PERMISSION_DENIED",
+                               "RESOURCE_EXHAUSTED",
+                               "FAILED_PRECONDITION",
+                               "ABORTED",
+                               "OUT_OF_RANGE",
+                               "UNIMPLEMENTED",
+                               "INTERNAL",
+                               "UNAVAILABLE",
+                               "DATA_LOSS",
+                               "UNAUTHENTICATED"};
   for (int i = 0; i < 17; ++i) {
     EXPECT_EQ(CodeName(static_cast<Code>(i)), names[i]);
   }
@@ -45,8 +55,7 @@ TEST(StatusTest, Makers) {
   EXPECT_EQ(InternalError("m").code(), Code::kInternal);
   EXPECT_EQ(UnavailableError("m").code(), Code::kUnavailable);
   EXPECT_EQ(DataLossError("m").code(), Code::kDataLoss);
-  EXPECT_EQ(NotFoundError("m").WithContext("c").ToString(),
-            "NOT_FOUND: c: m");
+  EXPECT_EQ(NotFoundError("m").WithContext("c").ToString(), "NOT_FOUND: c: m");
 }
 
 TEST(StatusTest, EveryErrnoOfTheContract) {

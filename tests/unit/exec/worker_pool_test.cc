@@ -78,8 +78,7 @@ TEST(WorkerPoolTest, ABlockedThreadDoesNotHoldUpTheOthers) {
   for (int i = 0; i < 100; ++i) {
     std::promise<void> done;
     pool.Submit([&] { done.set_value(); });
-    ASSERT_EQ(done.get_future().wait_for(kDeadline),
-              std::future_status::ready);
+    ASSERT_EQ(done.get_future().wait_for(kDeadline), std::future_status::ready);
   }
   leave.set_value();
 }

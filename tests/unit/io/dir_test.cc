@@ -69,10 +69,8 @@ TEST_F(DirTest, NothingLeadsOut) {
     EXPECT_EQ(dir_.OpenFile(path, O_RDONLY).status().code(),
               Code::kPermissionDenied)
         << path;
-    EXPECT_EQ(dir_.Stat(path).status().code(), Code::kPermissionDenied)
-        << path;
-    EXPECT_EQ(dir_.ReadFile(path, 100).status().code(),
-              Code::kPermissionDenied)
+    EXPECT_EQ(dir_.Stat(path).status().code(), Code::kPermissionDenied) << path;
+    EXPECT_EQ(dir_.ReadFile(path, 100).status().code(), Code::kPermissionDenied)
         << path;
   }
   for (const char* path : {"../x", "up/x", "innerdir/x", "/tmp/x"}) {

@@ -102,8 +102,7 @@ TEST_P(SparseTest, RandomWritesReadBack) {
       const size_t size = edge(std::min<size_t>(kSize - offset, 60'000));
       std::memset(buffer.data(), 0, buffer.size());
       for (size_t at = 0; at < size;) {
-        const size_t run =
-            std::min<size_t>(size - at, 1 + edge(12'000));
+        const size_t run = std::min<size_t>(size - at, 1 + edge(12'000));
         if (random() % 2 == 0) {
           for (size_t j = 0; j < run; ++j) {
             buffer.data()[at + j] = static_cast<char>(random());
@@ -124,8 +123,8 @@ TEST_P(SparseTest, RandomWritesReadBack) {
       ASSERT_GE(data->begin, at);
       ASSERT_LE(data->begin, data->end);
       ASSERT_LE(data->end, kSize);
-      ASSERT_TRUE(IsZero(std::as_bytes(
-          std::span(expected.data() + at, data->begin - at))))
+      ASSERT_TRUE(IsZero(
+          std::as_bytes(std::span(expected.data() + at, data->begin - at))))
           << seed;
       ASSERT_TRUE(data->begin == kSize || data->end > data->begin);
       at = data->begin == kSize ? kSize : data->end;

@@ -75,10 +75,8 @@ TEST(DesiredTest, EveryMissingOrOddFieldIsDataLoss) {
 TEST(DesiredTest, BadDigestsAndNamesAreDataLoss) {
   const json whole = json::parse(EncodeDesired(Full()));
   for (const auto& [key, value] :
-       std::vector<std::pair<std::string, std::string>>{{"sha512", "xyz"},
-                                                        {"sha256", ""},
-                                                        {"name", "../x"},
-                                                        {"uuid", ""}}) {
+       std::vector<std::pair<std::string, std::string>>{
+           {"sha512", "xyz"}, {"sha256", ""}, {"name", "../x"}, {"uuid", ""}}) {
     json odd = whole;
     odd[key] = value;
     EXPECT_EQ(DecodeDesired(odd.dump()).status().code(), Code::kDataLoss)
@@ -92,9 +90,9 @@ TEST(DesiredTest, NewerIsRefusedByName) {
   newer["minVersion"] = meta::kDiskFormatVersion + 1;
   const auto got = DecodeDesired(newer.dump());
   EXPECT_EQ(got.status().code(), Code::kFailedPrecondition);
-  EXPECT_NE(got.status().message().find(
-                std::to_string(meta::kDiskFormatVersion + 5)),
-            std::string::npos);
+  EXPECT_NE(
+      got.status().message().find(std::to_string(meta::kDiskFormatVersion + 5)),
+      std::string::npos);
   newer["minVersion"] = meta::kDiskFormatVersion;
   newer["more"] = 1;
   EXPECT_TRUE(DecodeDesired(newer.dump()).ok());

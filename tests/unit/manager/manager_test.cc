@@ -245,15 +245,13 @@ TEST_F(ManagerTest, BadSpecsAreRefusedAndLeaveNothing) {
   EXPECT_EQ(code([](ImageSpec& s) { s.name = ""; }), Code::kInvalidArgument);
   EXPECT_EQ(code([](ImageSpec& s) { s.name = "../x"; }),
             Code::kInvalidArgument);
-  EXPECT_EQ(code([](ImageSpec& s) { s.uuid = "a/b"; }),
-            Code::kInvalidArgument);
+  EXPECT_EQ(code([](ImageSpec& s) { s.uuid = "a/b"; }), Code::kInvalidArgument);
   EXPECT_EQ(code([](ImageSpec& s) { s.size = 5; }), Code::kInvalidArgument);
   EXPECT_EQ(code([](ImageSpec& s) { s.source.url = ""; }),
             Code::kInvalidArgument);
   EXPECT_EQ(code([](ImageSpec& s) { s.source.credential = "../x"; }),
             Code::kInvalidArgument);
-  EXPECT_EQ(code([](ImageSpec& s) { s.disks = {"disk-9"}; }),
-            Code::kNotFound);
+  EXPECT_EQ(code([](ImageSpec& s) { s.disks = {"disk-9"}; }), Code::kNotFound);
   EXPECT_TRUE(manager_->List(0, "")->images.empty());
   EXPECT_TRUE(std::filesystem::is_empty(dir_ / "a/.bim/desired"));
 }
@@ -285,9 +283,9 @@ TEST_F(ManagerTest, List) {
       for (const auto& image : page->images) names.push_back(image.spec.name);
       token = page->next_page_token;
     } while (!token.empty());
-    EXPECT_EQ(names, (std::vector<std::string>{"image0", "image1", "image2",
-                                               "image3", "image4", "image5",
-                                               "image6"}));
+    EXPECT_EQ(names,
+              (std::vector<std::string>{"image0", "image1", "image2", "image3",
+                                        "image4", "image5", "image6"}));
   }
   EXPECT_THAT(manager_->List(0, "")->images, SizeIs(7));
   EXPECT_EQ(manager_->List(1001, "").status().code(), Code::kInvalidArgument);
@@ -379,8 +377,7 @@ TEST_F(ManagerTest, RemoveInUseIsAllOrNothingUnlessForced) {
 
 TEST_F(ManagerTest, OpenWithoutAReadyCopy) {
   Begin();
-  EXPECT_EQ(manager_->Open("debian", "", "").status().code(),
-            Code::kNotFound);
+  EXPECT_EQ(manager_->Open("debian", "", "").status().code(), Code::kNotFound);
   std::filesystem::remove(Source());
   ASSERT_TRUE(manager_->Ensure(Spec()).ok());
   ASSERT_TRUE(Reaches(CopyState::kFailed));
@@ -413,18 +410,16 @@ TEST_F(ManagerTest, ModifiedContentFailsAndIsNeverOverwritten) {
   Begin();
   MakeReady(Spec());
   test::FlipByte(File("a"), 5);
-  ASSERT_TRUE(WaitFor([&] {
-    return CopyOn(Status(), "disk-a").state == CopyState::kFailed;
-  }));
+  ASSERT_TRUE(WaitFor(
+      [&] { return CopyOn(Status(), "disk-a").state == CopyState::kFailed; }));
   const ImageStatus status = Status();
   EXPECT_EQ(status.state, CopyState::kFailed);
   EXPECT_THAT(CopyOn(status, "disk-a").message, HasSubstr("1 of 13 chunks"));
   EXPECT_EQ(CopyOn(status, "disk-b").state, CopyState::kReady);
   EXPECT_FALSE(ReadAll(File("a")) == content_) << "kept as it is";
   Restart();
-  ASSERT_TRUE(WaitFor([&] {
-    return CopyOn(Status(), "disk-a").state == CopyState::kFailed;
-  }));
+  ASSERT_TRUE(WaitFor(
+      [&] { return CopyOn(Status(), "disk-a").state == CopyState::kFailed; }));
   EXPECT_FALSE(ReadAll(File("a")) == content_);
 }
 
@@ -505,8 +500,8 @@ TEST_F(ManagerTest, WrongChecksumFailsForGood) {
 TEST_F(ManagerTest, AFileThatLiesThereIsUsedWhenItFits) {
   for (const char* disk : {"a", "b"}) {
     std::filesystem::create_directories(
-        dir_ / (std::string(disk) + "/" +
-                store::ImageDir({"debian", "u-debian"})));
+        dir_ /
+        (std::string(disk) + "/" + store::ImageDir({"debian", "u-debian"})));
     WriteAll(File(disk), content_);
   }
   std::filesystem::remove(Source());

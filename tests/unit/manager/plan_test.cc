@@ -120,8 +120,7 @@ TEST(PlanTest, WhateverTheViewsNoCopyIsTouchedThatMustNotBe) {
       if (steps[i] == Step::kCopy) {
         ASSERT_TRUE(std::any_of(copies.begin(), copies.end(),
                                 [&](const CopyView& other) {
-                                  return &other != &copy &&
-                                         other.disk_usable &&
+                                  return &other != &copy && other.disk_usable &&
                                          other.state == kReady;
                                 }))
             << Show(copies, steps);
@@ -157,8 +156,8 @@ void ExpectOneDownload(const std::vector<CopyView>& copies) {
       std::any_of(copies.begin(), copies.end(), [](const CopyView& copy) {
         return copy.disk_usable && copy.state == kReady;
       });
-  ASSERT_TRUE(!ready || begun == 0) << "what is here is not fetched"
-                                    << Show(copies, steps);
+  ASSERT_TRUE(!ready || begun == 0)
+      << "what is here is not fetched" << Show(copies, steps);
 }
 
 TEST(PlanTest, AtMostOneDownloadOfTwoCopies) {
@@ -189,9 +188,9 @@ TEST(PlanTest, ACopyAloneIsNeverForgotten) {
       continue;
     }
     ASSERT_TRUE(IsJob(step)) << Show({copy}, {step});
-    ASSERT_EQ(step, copy.found_file            ? Step::kScan
+    ASSERT_EQ(step, copy.found_file          ? Step::kScan
                     : copy.state == kUnknown ? Step::kVerify
-                                               : Step::kDownload);
+                                             : Step::kDownload);
   }
 }
 
@@ -263,8 +262,8 @@ TEST(MayFollowTest, IsTheTableOfTheContract) {
   };
   for (const auto& [from, targets] : table) {
     for (CopyState to : kStates) {
-      const bool may = from == to || std::count(targets.begin(), targets.end(),
-                                                to) > 0;
+      const bool may =
+          from == to || std::count(targets.begin(), targets.end(), to) > 0;
       EXPECT_EQ(MayFollow(from, to), may)
           << CopyStateName(from) << " -> " << CopyStateName(to);
     }

@@ -32,9 +32,8 @@ TEST(VersionTest, OverlapIsASharedVersion) {
 }
 
 TEST(VersionTest, Texts) {
-  EXPECT_EQ(std::count(Version(), Version() + std::string(Version()).size(),
-                       '.'),
-            2);
+  EXPECT_EQ(
+      std::count(Version(), Version() + std::string(Version()).size(), '.'), 2);
   EXPECT_FALSE(std::string(GitCommit()).empty());
   EXPECT_EQ(std::string(BuildDate()).size(), 10u);
 }

@@ -75,7 +75,8 @@ TEST_F(DiskTest, ClaimMakesTheLayout) {
   EXPECT_EQ(owner.api_version, meta::kApiVersion);
   EXPECT_EQ(owner.api_min_version, meta::kApiMinVersion);
   EXPECT_EQ(owner.phase, "steady");
-  EXPECT_EQ(disk->Check(true).state, DiskState::kReady) << disk->Check(true).message;
+  EXPECT_EQ(disk->Check(true).state, DiskState::kReady)
+      << disk->Check(true).message;
   BIM_EXPECT_OK(disk->CheckOwner());
   const auto space = disk->GetSpace();
   ASSERT_TRUE(space.ok());
@@ -152,9 +153,9 @@ TEST_F(DiskTest, NewerFormatIsRefusedByName) {
 
 TEST_F(DiskTest, NewerFormatThatOldProgramsMayReadIsTaken) {
   Take().reset();
-  const std::string newer =
-      "{\"version\":99,\"minVersion\":" +
-      std::to_string(meta::kDiskFormatVersion) + ",\"more\":[]}";
+  const std::string newer = "{\"version\":99,\"minVersion\":" +
+                            std::to_string(meta::kDiskFormatVersion) +
+                            ",\"more\":[]}";
   WriteAll(dir_ / kFormatFile, newer);
   EXPECT_TRUE(Take());
   EXPECT_EQ(ReadAll(dir_ / kFormatFile), newer) << "not ours to lower";
@@ -215,8 +216,8 @@ TEST_F(DiskTest, SymlinkedFolderIsRefused) {
 
 TEST_F(DiskTest, SymlinkedFilesAreRefused) {
   Take().reset();
-  for (const char* file : {kLockFile, kOwnerFile, kFormatFile, kDesiredDir,
-                           kImagesDir}) {
+  for (const char* file :
+       {kLockFile, kOwnerFile, kFormatFile, kDesiredDir, kImagesDir}) {
     const std::string path = dir_ / file;
     std::filesystem::rename(path, dir_ / "moved");
     std::filesystem::create_symlink(dir_ / "moved", path);
@@ -318,8 +319,9 @@ TEST_F(DiskTest, ADesiredFileThatCannotBeReadFailsTheWhole) {
 }
 
 TEST(OwnerRecordTest, RoundTrips) {
-  OwnerRecord owner{"m", uint64_t{1} << 60, 4711, "pid:[1]", 99, "boot",
-                    "1.2", 4,  3, "unix:/x", "steady", -7};
+  OwnerRecord owner{
+      "m", uint64_t{1} << 60, 4711,     "pid:[1]", 99, "boot", "1.2", 4,
+      3,   "unix:/x",         "steady", -7};
   const auto back = DecodeOwner(EncodeOwner(owner));
   ASSERT_TRUE(back.ok());
   EXPECT_EQ(back->manager_id, owner.manager_id);

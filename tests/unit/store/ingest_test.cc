@@ -74,8 +74,7 @@ class IngestTest : public ::testing::Test {
   // In pieces of `piece` bytes; runs of zeros of at least `zeros` as such.
   static void Feed(Ingest& ingest, std::string_view content, size_t piece) {
     for (size_t at = 0; at < content.size(); at += piece) {
-      BIM_ASSERT_OK(
-          ingest.Append(AsBytes(content.substr(at, piece)), {}));
+      BIM_ASSERT_OK(ingest.Append(AsBytes(content.substr(at, piece)), {}));
     }
   }
   std::string File() { return scratch_.Path(DataFile(kKey)); }
@@ -121,16 +120,17 @@ class IngestTest : public ::testing::Test {
   ScratchDisk scratch_;
 };
 
-const size_t kSizes[] = {
-    512,           1 * kKiB,          4 * kKiB,         kChunk - 512,
-    kChunk,        kChunk + 512,      2 * kChunk,       kMiB - 512,
-    kMiB,          kMiB + 512,        kMiB + kChunk,    3 * kMiB + 4096,
-    6 * kMiB,      7 * kMiB + 1536,   9 * kMiB};
+const size_t kSizes[] = {512,          1 * kKiB,        4 * kKiB,
+                         kChunk - 512, kChunk,          kChunk + 512,
+                         2 * kChunk,   kMiB - 512,      kMiB,
+                         kMiB + 512,   kMiB + kChunk,   3 * kMiB + 4096,
+                         6 * kMiB,     7 * kMiB + 1536, 9 * kMiB};
 
 TEST_F(IngestTest, AllSizesInPieces) {
   uint32_t seed = 1;
   for (size_t size : kSizes) {
-    for (size_t piece : {size, size_t{4096}, size_t{65'537}, size_t{kMiB + 1}}) {
+    for (size_t piece :
+         {size, size_t{4096}, size_t{65'537}, size_t{kMiB + 1}}) {
       SCOPED_TRACE(std::to_string(size) + " in " + std::to_string(piece));
       const std::string content = Content(size, ++seed);
       auto ingest = Open();
@@ -175,9 +175,8 @@ TEST_F(IngestTest, RandomMixOfDataAndZeros) {
     const size_t size = 512 * (1 + random() % (12 * kMiB / 512));
     std::string content;
     auto ingest = Open();
-    BIM_ASSERT_OK(ingest->Begin(seed % 3 == 2
-                                    ? std::optional<uint64_t>()
-                                    : std::optional<uint64_t>(size),
+    BIM_ASSERT_OK(ingest->Begin(seed % 3 == 2 ? std::optional<uint64_t>()
+                                              : std::optional<uint64_t>(size),
                                 "v"));
     const std::string head = RandomBytes(std::min<size_t>(size, 512), seed);
     BIM_ASSERT_OK(ingest->Append(AsBytes(head), {}));
@@ -206,9 +205,8 @@ TEST_F(IngestTest, RandomMixOfDataAndZeros) {
 
 TEST_F(IngestTest, UnknownSizes) {
   uint32_t seed = 100;
-  for (size_t size :
-       {size_t{512}, size_t{4 * kMiB - 512}, size_t{4 * kMiB},
-        size_t{4 * kMiB + 512}, size_t{9 * kMiB + 512}}) {
+  for (size_t size : {size_t{512}, size_t{4 * kMiB - 512}, size_t{4 * kMiB},
+                      size_t{4 * kMiB + 512}, size_t{9 * kMiB + 512}}) {
     SCOPED_TRACE(size);
     const std::string content = Content(size, ++seed);
     auto ingest = Open();
@@ -326,12 +324,12 @@ TEST_F(IngestTest, WrongChecksumKeepsNothing) {
     Feed(*ingest, content, 100'000);
     const auto record = ingest->Commit({});
     EXPECT_EQ(record.status().code(), Code::kFailedPrecondition);
-    EXPECT_THAT(record.status().message(),
-                HasSubstr(first ? Sha512(content).Hex()
-                                : Sha256(content).Hex()));
-    EXPECT_THAT(record.status().message(),
-                HasSubstr(first ? Sha512("other").Hex()
-                                : Sha256("other").Hex()));
+    EXPECT_THAT(
+        record.status().message(),
+        HasSubstr(first ? Sha512(content).Hex() : Sha256(content).Hex()));
+    EXPECT_THAT(
+        record.status().message(),
+        HasSubstr(first ? Sha512("other").Hex() : Sha256("other").Hex()));
     ingest.reset();
     ExpectNothingKept();
   }
@@ -758,9 +756,8 @@ TEST_F(IngestTest, ALateOwnerPublishesNothing) {
 TEST_F(IngestTest, UnsafeImageIsDeleted) {
   // A qcow2 header with a backing file name.
   std::string image(64 * kKiB, '\0');
-  const unsigned char head[] = {'Q', 'F', 'I', 0xfb, 0, 0, 0, 2,
-                                0,   0,   0,   0,    0, 0, 0, 200,
-                                0,   0,   0,   10};
+  const unsigned char head[] = {'Q', 'F', 'I', 0xfb, 0, 0,   0, 2, 0, 0,
+                                0,   0,   0,   0,    0, 200, 0, 0, 0, 10};
   std::copy(std::begin(head), std::end(head), image.begin());
   auto ingest = Open();
   BIM_ASSERT_OK(ingest->Begin(image.size(), "v"));

@@ -176,8 +176,8 @@ TEST_F(PublishTest, OnlyLonghornsConfig) {
   EXPECT_EQ(found.record.chunk_count, 0u);
   EXPECT_EQ(found.record.stamp, found.stamp);
   // Another mtime: not vouched for.
-  std::filesystem::last_write_time(File(),
-                                   std::filesystem::file_time_type::clock::now());
+  std::filesystem::last_write_time(
+      File(), std::filesystem::file_time_type::clock::now());
   EXPECT_EQ(Look().kind, Kind::kUnproven);
 }
 
@@ -298,10 +298,9 @@ TEST_F(PublishTest, ScanFailures) {
   MakeReady();
   std::stop_source stop;
   stop.request_stop();
-  EXPECT_EQ(Scan(disk(), kKey, false, stop.get_token(), nullptr)
-                .status()
-                .code(),
-            Code::kCancelled);
+  EXPECT_EQ(
+      Scan(disk(), kKey, false, stop.get_token(), nullptr).status().code(),
+      Code::kCancelled);
   bool once = false;
   EXPECT_EQ(Scan(disk(), kKey, false, {},
                  [&](uint64_t) {
@@ -401,7 +400,7 @@ TEST_P(RemoveTest, InUseByAnotherProcess) {
   BIM_EXPECT_OK(RemoveImage(disk(), kKey, false));
   EXPECT_FALSE(Exists(where_->Path(ImageDir(kKey))));
   EXPECT_EQ(Look().kind, Kind::kNothing);
-  BIM_EXPECT_OK(RemoveImage(disk(), kKey, false)) ;
+  BIM_EXPECT_OK(RemoveImage(disk(), kKey, false));
 }
 
 TEST_P(RemoveTest, InUseByThisProcess) {

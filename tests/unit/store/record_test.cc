@@ -171,8 +171,7 @@ TEST_F(RecordTest, OfAnotherImage) {
 TEST_F(RecordTest, Versions) {
   const std::string text = EncodeRecord(SomeRecord(1));
   const size_t line = text.find('\n');
-  const std::string header =
-      text.substr(line + 1, text.size() - line - 1 - 33);
+  const std::string header = text.substr(line + 1, text.size() - line - 1 - 33);
   const std::string table = text.substr(text.size() - 33);
   const int ours = meta::kDiskFormatVersion;
   Put(Enveloped("bim-record", ours + 1, ours, header) + table);
@@ -407,8 +406,7 @@ TEST(FormatModificationTimeTest, Vectors) {
             "2000-02-29 00:00:00 +0000 UTC");
   EXPECT_EQ(FormatModificationTime(-1),
             "1969-12-31 23:59:59.999999999 +0000 UTC");
-  EXPECT_EQ(FormatModificationTime(ns(-1, 0)),
-            "1969-12-31 23:59:59 +0000 UTC");
+  EXPECT_EQ(FormatModificationTime(ns(-1, 0)), "1969-12-31 23:59:59 +0000 UTC");
   EXPECT_EQ(FormatModificationTime(ns(-2, 500'000'000)),
             "1969-12-31 23:59:58.5 +0000 UTC");
 }
@@ -416,8 +414,9 @@ TEST(FormatModificationTimeTest, Vectors) {
 // --- Longhorn's cfg
 
 TEST_F(RecordTest, ConfigRoundTrips) {
-  LonghornConfig config{"/d/backing-images/a-u/backing", "u", 1024, 2048, 512,
-                        "", "cc", "2026-11-20 23:48:34 +0000 UTC"};
+  LonghornConfig config{
+      "/d/backing-images/a-u/backing", "u", 1024, 2048, 512, "", "cc",
+      "2026-11-20 23:48:34 +0000 UTC"};
   WriteAll(dir_ / ConfigFile(kKey), EncodeConfig(config));
   EXPECT_EQ(EncodeConfig(config),
             R"({"name":"/d/backing-images/a-u/backing","uuid":"u","size":1024,)"

@@ -24,15 +24,15 @@
 #include "pkg/store/disk.h"
 #include "pkg/store/layout.h"
 
-#define BIM_EXPECT_OK(expr)                                \
-  do {                                                     \
-    const ::bim::base::Status s_ = (expr);                 \
-    EXPECT_TRUE(s_.ok()) << s_.ToString();                 \
+#define BIM_EXPECT_OK(expr)                \
+  do {                                     \
+    const ::bim::base::Status s_ = (expr); \
+    EXPECT_TRUE(s_.ok()) << s_.ToString(); \
   } while (false)
-#define BIM_ASSERT_OK(expr)                                \
-  do {                                                     \
-    const ::bim::base::Status s_ = (expr);                 \
-    ASSERT_TRUE(s_.ok()) << s_.ToString();                 \
+#define BIM_ASSERT_OK(expr)                \
+  do {                                     \
+    const ::bim::base::Status s_ = (expr); \
+    ASSERT_TRUE(s_.ok()) << s_.ToString(); \
   } while (false)
 
 namespace bim::test {
@@ -44,7 +44,8 @@ class TempDir {
   explicit TempDir(bool on_disk = false) {
     const bool memory = !on_disk && ::access("/dev/shm", W_OK) == 0;
     std::string pattern =
-        (memory ? "/dev/shm" : std::filesystem::temp_directory_path().string()) +
+        (memory ? "/dev/shm"
+                : std::filesystem::temp_directory_path().string()) +
         "/bim-test-XXXXXX";
     BIM_CHECK(::mkdtemp(pattern.data()) != nullptr);
     path_ = pattern;
@@ -90,8 +91,7 @@ inline base::Digest EvpDigest(base::DigestAlgorithm algorithm,
                            ? EVP_sha256()
                            : EVP_sha512(),
                        nullptr) == 1);
-  return base::Digest(algorithm,
-                      std::as_bytes(std::span(out, size)));
+  return base::Digest(algorithm, std::as_bytes(std::span(out, size)));
 }
 inline base::Digest Sha512(std::string_view text) {
   return EvpDigest(base::DigestAlgorithm::kSha512, text);
@@ -101,8 +101,12 @@ inline base::Digest Sha256(std::string_view text) {
 }
 
 inline std::string ReadAll(const std::string& path) {
-  std::ifstream in(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(in), {}};
+  std::ifstream in(path, std::ios::binary | std::ios::ate);
+  if (!in) return "";
+  std::string content(static_cast<size_t>(in.tellg()), '\0');
+  in.seekg(0);
+  in.read(content.data(), static_cast<std::streamsize>(content.size()));
+  return content;
 }
 inline void WriteAll(const std::string& path, std::string_view content) {
   std::ofstream out(path, std::ios::binary | std::ios::trunc);

@@ -68,8 +68,8 @@ class ScriptedSource : public Source {
         return {Failure::kCancelled, base::CancelledError("stopped"), {}};
       }
       if (given >= end.after) return end.outcome;
-      const size_t count = static_cast<size_t>(std::min<uint64_t>(
-          {piece, content.size() - at, end.after - given}));
+      const size_t count = static_cast<size_t>(
+          std::min<uint64_t>({piece, content.size() - at, end.after - given}));
       const std::string_view data(content.data() + at, count);
       const bool zeros =
           as_zeros && data.find_first_not_of('\0') == std::string_view::npos;
@@ -99,7 +99,8 @@ class PullTest : public ::testing::Test {
   }
   PullResult Run(PullSpec spec = {}, std::stop_token stop = {}) {
     if (!ingest_) Open();
-    return Pull(source_, *ingest_, spec, [this] { ++on_bytes_; }, stop);
+    return Pull(
+        source_, *ingest_, spec, [this] { ++on_bytes_; }, stop);
   }
   void ExpectPublished(const PullResult& result) {
     ASSERT_EQ(result.outcome.failure, Failure::kNone)
@@ -410,8 +411,7 @@ TEST_F(PullTest, AllBytesWereThereAlready) {
 // --- failing disks
 
 TEST_F(PullTest, ALateOwnerIsADiskFailure) {
-  auto owner =
-      store::DecodeOwner(ReadAll(scratch_.Path(store::kOwnerFile)));
+  auto owner = store::DecodeOwner(ReadAll(scratch_.Path(store::kOwnerFile)));
   owner->epoch += 1;
   test::WriteAll(scratch_.Path(store::kOwnerFile), store::EncodeOwner(*owner));
   ExpectFailed(Run(), Failure::kDisk, Code::kAborted);

@@ -25,18 +25,17 @@ TEST(RetryTest, EveryCombination) {
   for (int max_tries : {1, 2, 5}) {
     RetryOptions retry = kRetry;
     retry.max_tries = max_tries;
-    for (Failure failure : {Failure::kNone, Failure::kTransient,
-                            Failure::kPermanent, Failure::kDisk,
-                            Failure::kCancelled}) {
+    for (Failure failure :
+         {Failure::kNone, Failure::kTransient, Failure::kPermanent,
+          Failure::kDisk, Failure::kCancelled}) {
       for (int tries = 0; tries <= 6; ++tries) {
         for (uint32_t attempts : {0u, 1u, 2u, 3u, 4u, 40u, 1'000'000u}) {
           for (int after : {-1, 0, 1, 10, 30, 31, 100, 86'400}) {
             for (bool progress : {false, true}) {
               for (double jitter : {0.0, 0.25, 0.999}) {
                 const RetryState state{tries, attempts};
-                const auto wait = after < 0
-                                      ? std::optional<seconds>()
-                                      : std::optional(seconds(after));
+                const auto wait = after < 0 ? std::optional<seconds>()
+                                            : std::optional(seconds(after));
                 const RetryDecision got = Decide(state, failure, wait, progress,
                                                  jitter, retry, kBackoff);
                 SCOPED_TRACE(::testing::Message()
@@ -65,21 +64,18 @@ TEST(RetryTest, EveryCombination) {
                     after <= 30) {
                   ASSERT_EQ(got.kind, Kind::kSoon);
                   ASSERT_EQ(got.next, (RetryState{now, attempts}));
-                  const milliseconds full =
-                      Doubled(retry.first, retry.max,
-                              static_cast<uint32_t>(now - 1));
+                  const milliseconds full = Doubled(
+                      retry.first, retry.max, static_cast<uint32_t>(now - 1));
                   ASSERT_GE(got.delay, full / 2);
-                  ASSERT_LE(got.delay,
-                            std::max<milliseconds>(
-                                full, wait.value_or(seconds(0))));
+                  ASSERT_LE(got.delay, std::max<milliseconds>(
+                                           full, wait.value_or(seconds(0))));
                 } else {
                   ASSERT_EQ(got.kind, Kind::kLater);
                   ASSERT_EQ(got.next, (RetryState{0, attempts + 1}));
-                  ASSERT_EQ(got.delay,
-                            std::max<milliseconds>(
-                                Doubled(kBackoff.first, kBackoff.max,
-                                        std::min(attempts, 30u)),
-                                wait.value_or(seconds(0))));
+                  ASSERT_EQ(got.delay, std::max<milliseconds>(
+                                           Doubled(kBackoff.first, kBackoff.max,
+                                                   std::min(attempts, 30u)),
+                                           wait.value_or(seconds(0))));
                 }
               }
             }

@@ -122,8 +122,7 @@ TEST_F(FileSourceTest, Whole) {
 }
 
 TEST_F(FileSourceTest, HolesStayHoles) {
-  base::UniqueFd fd(
-      ::open(path_.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644));
+  base::UniqueFd fd(::open(path_.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644));
   const std::string data = RandomBytes(64 * 1024, 1);
   BIM_ASSERT_OK(io::PwriteAll(fd.get(), data, 32 * kMiB, "x"));
   ASSERT_EQ(::ftruncate(fd.get(), 64 * kMiB), 0);
@@ -141,8 +140,7 @@ TEST_F(FileSourceTest, FromAnOffset) {
   ASSERT_EQ(Read(first).failure, Failure::kNone);
   for (uint64_t offset : {uint64_t{1}, kMiB, 2 * kMiB - 1, 2 * kMiB}) {
     Collect sink;
-    EXPECT_EQ(Read(sink, offset, first.head.validator).failure,
-              Failure::kNone);
+    EXPECT_EQ(Read(sink, offset, first.head.validator).failure, Failure::kNone);
     EXPECT_EQ(sink.head.offset, offset);
     EXPECT_TRUE(sink.content.substr(offset) == content.substr(offset));
   }
