@@ -230,20 +230,32 @@ store::IngestOptions ManagerImpl::IngestOptionsOf(
   return options;
 }
 
+CopyEntry* ManagerImpl::CopyOf(const Job& job) {
+  const auto it = images_.find(job.key);
+  if (it == images_.end()) return nullptr;
+  const auto copy = it->second.copies.find(job.disk_uuid);
+  return copy != it->second.copies.end() && copy->second.job == job.id
+             ? &copy->second
+             : nullptr;
+}
+
+void ManagerImpl::ShowIngest(const Job& job,
+                             const std::shared_ptr<store::Ingest>& ingest) {
+  Lock lock(mutex_);
+  if (CopyEntry* copy = CopyOf(job)) copy->ingest = ingest;
+}
+
 void ManagerImpl::JobState(const Job& job, CopyState state,
                            std::string message) {
   {
     Lock lock(mutex_);
-    const auto it = images_.find(job.key);
-    if (it == images_.end()) return;
-    const auto copy = it->second.copies.find(job.disk_uuid);
-    if (copy == it->second.copies.end() || copy->second.job != job.id ||
-        copy->second.running == Step::kNone ||
-        copy->second.state == CopyState::kUnknown) {
+    CopyEntry* copy = CopyOf(job);
+    if (copy == nullptr || copy->running == Step::kNone ||
+        copy->state == CopyState::kUnknown) {
       return;
     }
-    SetState(copy->second, state, std::move(message));
-    Touch(job.key, it->second);
+    SetState(*copy, state, std::move(message));
+    Touch(job.key, images_.at(job.key));
   }
   Notify();
 }
@@ -285,14 +297,7 @@ ManagerImpl::JobEnd ManagerImpl::Download(const Job& job) {
                                       IngestOptionsOf(job, "download"));
     if (!opened.ok()) return disk_failure(opened.status());
     end.ingest = *std::move(opened);
-    Lock lock(mutex_);
-    const auto it = images_.find(job.key);
-    if (it != images_.end()) {
-      const auto copy = it->second.copies.find(job.disk_uuid);
-      if (copy != it->second.copies.end() && copy->second.job == job.id) {
-        copy->second.ingest = end.ingest;
-      }
-    }
+    ShowIngest(job, end.ingest);
   }
   auto source = transfer::MakeUrlSource(
       job.spec.source.url, job.spec.source.credential, options_.transfer);
@@ -370,16 +375,7 @@ ManagerImpl::JobEnd ManagerImpl::CopyFromDisk(const Job& job) {
   auto opened = store::Ingest::Open(job.disk, job.key, std::move(options));
   if (!opened.ok()) return fail(opened.status(), transfer::Failure::kDisk);
   end.ingest = *std::move(opened);
-  {
-    Lock lock(mutex_);
-    const auto it = images_.find(job.key);
-    if (it != images_.end()) {
-      const auto copy = it->second.copies.find(job.disk_uuid);
-      if (copy != it->second.copies.end() && copy->second.job == job.id) {
-        copy->second.ingest = end.ingest;
-      }
-    }
-  }
+  ShowIngest(job, end.ingest);
   const auto source =
       transfer::MakeFileSource(*std::move(file), *std::move(record));
   transfer::PullResult pulled = transfer::Pull(
@@ -571,16 +567,8 @@ void ManagerImpl::EndJob(Job& job, JobEnd end) {
   std::vector<std::pair<std::shared_ptr<store::Disk>, Desired>> documents;
   bool check_disks = false;
   Lock lock(mutex_);
-  const auto find = [&]() -> CopyEntry* {
-    const auto it = images_.find(job.key);
-    if (it == images_.end()) return nullptr;
-    const auto copy = it->second.copies.find(job.disk_uuid);
-    return copy != it->second.copies.end() && copy->second.job == job.id
-               ? &copy->second
-               : nullptr;
-  };
   --running_jobs_;
-  CopyEntry* copy = find();
+  CopyEntry* copy = CopyOf(job);
   if (copy == nullptr) {
     jobs_changed_.notify_all();
     return;
@@ -672,7 +660,7 @@ void ManagerImpl::EndJob(Job& job, JobEnd end) {
   job.disk.reset();
   job.source_disk.reset();
   lock.lock();
-  copy = find();
+  copy = CopyOf(job);
   if (copy != nullptr) {
     copy->running = Step::kNone;
     copy->scanned.reset();

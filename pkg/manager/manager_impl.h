@@ -192,6 +192,10 @@ class ManagerImpl : public Manager {
   void EndJob(Job& job, JobEnd end);
   void ApplyFailure(const Job& job, ImageEntry& image, CopyEntry& copy,
                     JobEnd& end);
+  // The copy that this job runs for; null when it went away. Locked.
+  CopyEntry* CopyOf(const Job& job);
+  // Lets the status show how far it is. Takes the lock.
+  void ShowIngest(const Job& job, const std::shared_ptr<store::Ingest>& ingest);
   // A running job of this id reached a state. Takes the lock.
   void JobState(const Job& job, CopyState state, std::string message);
   void ArmRetryTimer();     // locked
