@@ -213,6 +213,9 @@ void ManagerImpl::LoseDisk(DiskEntry& entry, DiskFault fault) {
     CopyEntry& copy = it->second;
     Cancel(copy);
     Retire(copy);
+    if (!copy.verify_tasks.empty()) {
+      EndVerify(copy, uuid, false, "the disk cannot be used any more");
+    }
     copy.found_file = false;
     copy.due.reset();
     SetState(copy, CopyState::kUnknown,
@@ -626,7 +629,10 @@ Status ManagerImpl::RemoveDisk(const std::string& uuid_or_path, bool force) {
     busy_disks_.erase(path);
     std::vector<ImageKey> gone;
     for (auto& [key, image] : images_) {
-      if (image.copies.erase(uuid) == 0) continue;
+      const auto it = image.copies.find(uuid);
+      if (it == image.copies.end()) continue;
+      EndVerify(it->second, uuid, false, "the disk was removed");
+      image.copies.erase(it);
       if (image.copies.empty()) {
         gone.push_back(key);
       } else {

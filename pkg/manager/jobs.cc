@@ -99,16 +99,46 @@ void ManagerImpl::Reconcile(const ImageKey& key) {
   const std::vector<Step> steps = Plan(views, system_clock::now());
   size_t i = 0;
   for (auto& [disk_uuid, copy] : image.copies) {
-    const Step step = steps[i++];
+    Step step = steps[i++];
+    if (step == Step::kNone && copy.state == CopyState::kReady &&
+        copy.running == Step::kNone && !copy.verify_tasks.empty() &&
+        UsableDisk(disk_uuid)) {
+      step = Step::kVerify;  // somebody asked for it
+    }
     if (step == Step::kNone) continue;
-    if (step == Step::kWait) {
-      SetState(copy, CopyState::kPending,
-               "waiting for the work on another disk");
-      copy.due.reset();
-      Touch(key, image);
+    if (step != Step::kWait && HasSlot(step)) {
+      if (copy.state == CopyState::kReady) copy.verify = VerifyState::kRunning;
+      BeginJob(key, image, disk_uuid, copy, step);
       continue;
     }
-    BeginJob(key, image, disk_uuid, copy, step);
+    // Not by the clock, but when other work ends.
+    copy.due.reset();
+    if (step != Step::kWait &&
+        std::find(waiting_.begin(), waiting_.end(), key) == waiting_.end()) {
+      waiting_.push_back(key);
+    }
+    if (step != Step::kVerify) {
+      SetState(copy, CopyState::kPending,
+               step == Step::kWait ? "waiting for the work on another disk"
+                                   : "waiting for its turn");
+      Touch(key, image);
+    }
+  }
+}
+
+bool ManagerImpl::HasSlot(Step step) const {
+  if (step == Step::kScan || step == Step::kVerify) {
+    return running_scans_ < kMaxScans;
+  }
+  return running_jobs_ - running_scans_ < options_.max_transfers;
+}
+
+void ManagerImpl::BeginWaiting() {
+  // Each once: what still has to wait comes in again at the end.
+  for (size_t left = waiting_.size(); left > 0; --left) {
+    const ImageKey key = std::move(waiting_.front());
+    waiting_.pop_front();
+    Reconcile(key);
   }
 }
 
@@ -157,13 +187,15 @@ void ManagerImpl::BeginJob(const ImageKey& key, ImageEntry& image,
     SetState(copy, CopyState::kStarting, "");
   }
   Touch(key, image);
+  const bool scan = step == Step::kScan || step == Step::kVerify;
   ++running_jobs_;
+  if (scan) ++running_scans_;
   ArmProgressTimer();
-  exec::WorkerPool& pool =
-      step == Step::kScan || step == Step::kVerify ? scans_ : transfers_;
+  exec::WorkerPool& pool = scan ? scans_ : transfers_;
   if (!pool.Submit(
           [this, job = std::move(job)]() mutable { RunJob(std::move(job)); })) {
     --running_jobs_;
+    if (scan) --running_scans_;
     copy.running = Step::kNone;
   }
 }
@@ -568,8 +600,10 @@ void ManagerImpl::EndJob(Job& job, JobEnd end) {
   bool check_disks = false;
   Lock lock(mutex_);
   --running_jobs_;
+  if (job.step == Step::kScan || job.step == Step::kVerify) --running_scans_;
   CopyEntry* copy = CopyOf(job);
   if (copy == nullptr) {
+    BeginWaiting();
     jobs_changed_.notify_all();
     return;
   }
@@ -664,13 +698,7 @@ void ManagerImpl::EndJob(Job& job, JobEnd end) {
   if (copy != nullptr) {
     copy->running = Step::kNone;
     copy->scanned.reset();
-    if (!copy->verify_tasks.empty() && copy->state == CopyState::kReady &&
-        !stopping_ && UsableDisk(job.disk_uuid)) {
-      // Asked for while something else ran.
-      copy->verify = VerifyState::kRunning;
-      BeginJob(job.key, images_.at(job.key), job.disk_uuid, *copy,
-               Step::kVerify);
-    } else if (!copy->verify_tasks.empty()) {
+    if (!copy->verify_tasks.empty() && copy->state != CopyState::kReady) {
       EndVerify(*copy, job.disk_uuid, false,
                 "the copy is " + std::string(CopyStateName(copy->state)));
     }
@@ -678,6 +706,7 @@ void ManagerImpl::EndJob(Job& job, JobEnd end) {
     Reconcile(job.key);
     ArmRetryTimer();
   }
+  BeginWaiting();
   jobs_changed_.notify_all();
   const bool stopping = stopping_;
   lock.unlock();

@@ -46,7 +46,7 @@ ManagerImpl::ManagerImpl(Options options, exec::EventLoop& loop)
       instance_(base::GenerateUuid()),
       loop_(loop),
       transfers_("bim-transfer", options_.max_transfers),
-      scans_("bim-scan", 2),
+      scans_("bim-scan", kMaxScans),
       control_("bim-control", 2),
       disk_timer_(loop.context()),
       retry_timer_(loop.context()),
@@ -565,11 +565,8 @@ Result<uint64_t> ManagerImpl::StartVerify(
       CopyEntry& copy = image.copies.at(disk_uuid);
       task.total_bytes += copy.record->stamp.size;
       copy.verify_tasks.push_back(id);
-      if (copy.running == Step::kNone) {
-        copy.verify = VerifyState::kRunning;
-        BeginJob(key, image, disk_uuid, copy, Step::kVerify);
-      }
     }
+    Reconcile(key);
     while (verify_tasks_.size() > kKeptVerifyTasks &&
            verify_tasks_.begin()->second.waiting.empty()) {
       verify_tasks_.erase(verify_tasks_.begin());

@@ -33,6 +33,9 @@ namespace bim::manager {
 
 using store::ImageKey;
 
+// Reads of whole files at once, on the whole node.
+inline constexpr size_t kMaxScans = 2;
+
 // An image on one disk, as the manager works with it.
 struct CopyEntry {
   CopyState state = CopyState::kPending;
@@ -181,6 +184,11 @@ class ManagerImpl : public Manager {
   // --- jobs.cc
   // Begins what Plan says. Locked.
   void Reconcile(const ImageKey& key);
+  // Whether a thread is free for such work. What has to wait is not queued at
+  // a pool, so that it can be withdrawn at once. Locked.
+  bool HasSlot(Step step) const;
+  // Looks again at what waited for a free thread. Locked.
+  void BeginWaiting();
   void BeginJob(const ImageKey& key, ImageEntry& image,
                 const std::string& disk_uuid, CopyEntry& copy, Step step);
   void RunJob(Job job);
@@ -254,6 +262,8 @@ class ManagerImpl : public Manager {
   uint64_t next_job_ = 1;
   uint64_t revision_ = 0;
   size_t running_jobs_ = 0;
+  size_t running_scans_ = 0;      // of those
+  std::deque<ImageKey> waiting_;  // for a free thread
   std::map<ImageKey, ImageEntry> images_;
   std::map<uint64_t, ImageKey> by_revision_;
   std::map<uint64_t, ImageKey> removed_;  // the latest removals

@@ -48,6 +48,9 @@ void ManagerImpl::Touch(const ImageKey& key, ImageEntry& image) {
 void ManagerImpl::Forget(const ImageKey& key) {
   const auto it = images_.find(key);
   if (it == images_.end()) return;
+  for (auto& [disk_uuid, copy] : it->second.copies) {
+    EndVerify(copy, disk_uuid, false, "the image was removed");
+  }
   by_revision_.erase(it->second.revision);
   images_.erase(it);
   removed_[++revision_] = key;

@@ -43,6 +43,9 @@ def test_one_download_onto_two_disks(start_daemon, nginx, files, disks):
 
     # The words of the contract, in their order, none skipped backwards.
     order = ["pending", "starting", "in-progress", "ready"]
+    # The watch is another call: it may come a moment later.
+    watch.wait(lambda _: all(watch.states("debian", disk)[-1:] == ["ready"]
+                             for disk in (one, two)), "both ready")
     for seen in (watch.states("debian", one), watch.states("debian", two)):
         assert seen == [s for s in order if s in seen], seen
         assert seen[-1] == "ready"
