@@ -4,12 +4,13 @@
 #
 #   bench/run.sh [--only CASE[,CASE]] [--pairs N] [--dir DIR] [--update-readme]
 #
-# Cases: download, reflink, start, memory, idle. DIR (default: a new folder in
+# Cases: download, reflink, start, memory, idle; limited, sync, sparse, resume,
+# delta, syncmemory. DIR (default: a new folder in
 # /var/tmp) needs 30 GiB; reflink needs root, to mount a scratch XFS.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . .ci/lib.sh
-case " $* " in *" -h "*|*" --help "*) sed -n '2,8s/^# \{0,1\}//p' bench/run.sh; exit 0 ;; esac
+case " $* " in *" -h "*|*" --help "*) sed -n '2,9s/^# \{0,1\}//p' bench/run.sh; exit 0 ;; esac
 mkdir -p build
 install_packages build run test
 build release

@@ -1,20 +1,25 @@
 #include "daemon/client.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <string_view>
+#include <thread>
+#include <vector>
 
 #include "daemon/export_file.h"
 #include "daemon/follow.h"
 #include "daemon/interrupt.h"
 #include "daemon/progress_line.h"
 #include "daemon/render.h"
+#include "daemon/upload_file.h"
 #include "pkg/api/address.h"
 #include "pkg/meta/version.h"
 
@@ -113,6 +118,7 @@ std::optional<Connection::Clock::time_point> DeadlineOf(
 bool Waits(const Command& command) {
   const auto* ensure = std::get_if<ImageEnsureCommand>(&command);
   return (ensure && ensure->wait) ||
+         std::holds_alternative<ImageUploadCommand>(command) ||
          std::holds_alternative<ImageWatchCommand>(command) ||
          std::holds_alternative<ImageVerifyCommand>(command) ||
          std::holds_alternative<ImageExportCommand>(command);
@@ -127,33 +133,67 @@ class Runner {
       : connection_(connection), interrupt_(interrupt), output_(output) {}
 
   CommandEnd operator()(const ImageEnsureCommand& command) {
-    v1::EnsureRequest request;
+    v1::EnsureRequest request = RequestFor(command);
     v1::ImageSpec& spec = *request.mutable_spec();
-    spec.set_name(command.name);
-    spec.set_uuid(command.uuid);
     spec.mutable_source()->set_url(command.url);
     spec.mutable_source()->set_credential(command.credential);
-    spec.set_sha512(command.sha512);
-    spec.set_sha256(command.sha256);
+    for (const std::string& peer : command.peers) {
+      spec.mutable_source()->add_peers(peer);
+    }
+    spec.mutable_source()->set_upload(command.upload);
     spec.set_size(command.size_bytes);
-    for (const std::string& disk : command.disks) spec.add_disks(disk);
-    if (command.all) spec.add_disks("all");
     v1::EnsureResponse response;
-    CommandEnd end =
-        connection_.Call(connection_.images(), &v1::ImageService::Stub::Ensure,
-                         request, response);
+    CommandEnd end = EnsureImage(request, response);
     if (!end.ok()) return end;
     if (command.wait) {
       end = AwaitImage(connection_, *interrupt_, *response.mutable_image());
     }
-    const v1::Image& image = response.image();
-    if (json()) {
-      PrintJson(response);
-    } else {
-      Print(fmt::format("{} {}: {}{}", image.spec().name(), image.spec().uuid(),
-                        response.created() ? "" : "already wanted, ",
-                        OneLine(RenderState(image))));
+    PrintEnsured(response, response.created() ? "" : "already wanted, ");
+    return end;
+  }
+
+  CommandEnd operator()(const ImageUploadCommand& command) {
+    v1::EnsureRequest request = RequestFor(command);
+    request.mutable_spec()->mutable_source()->set_upload(true);
+    v1::EnsureResponse response;
+    CommandEnd end = EnsureImage(request, response);
+    if (!end.ok()) return end;
+    v1::Image& image = *response.mutable_image();
+    std::string url;
+    end = DataUrl(image.spec(), "upload", url);
+    if (!end.ok()) return end;
+
+    ProgressLine line;
+    const base::Result<UploadResult> uploaded = UploadFile(
+        url, command.file,
+        [&](uint64_t done, uint64_t total) {
+          line.Update({.label = command.name,
+                       .done_bytes = done,
+                       .total_bytes = total});
+        },
+        interrupt_->token());
+    line.Clear();
+    if (!uploaded.ok()) {
+      return EndOfTransfer(uploaded.status(),
+                           "; the same command goes on from there");
     }
+    if (command.wait) {
+      end = AwaitImage(connection_, *interrupt_, image);
+    } else {
+      // It is known by this name and uuid; what it is now is worth a look. The
+      // daemon may have been restarted meanwhile: a new connection, then.
+      const std::string name = image.spec().name();
+      const std::string uuid = image.spec().uuid();
+      for (int tries = 0; tries < 10; ++tries) {
+        end = GetImage(name, uuid, image);
+        if (end.exit_code != ExitCode::kUnreachable) break;
+        std::this_thread::sleep_for(std::chrono::milliseconds(300));
+      }
+    }
+    PrintEnsured(response, uploaded->was_ready
+                               ? "nothing was sent, "
+                               : fmt::format("{} of {} bytes sent, ",
+                                             uploaded->sent, uploaded->size));
     return end;
   }
 
@@ -221,9 +261,6 @@ class Runner {
     v1::Image image;
     CommandEnd end = GetImage(command.name, command.uuid, image);
     if (!end.ok()) return end;
-    v1::VersionGetResponse version;
-    end = GetVersion(connection_, version);
-    if (!end.ok()) return end;
     const auto digest = base::Digest::FromHex(base::DigestAlgorithm::kSha512,
                                               image.current_sha512());
     if (!digest.ok()) {
@@ -236,22 +273,23 @@ class Runner {
               fmt::format("image {} has no ready copy on disk {}", command.name,
                           command.disk)};
     }
-    if (version.data_endpoint().empty()) {
-      return {ExitCode::kRefused,
-              "the daemon serves no data: api.data_listen is empty"};
-    }
     http::GetRequest request;
-    request.url = fmt::format(
-        "http://{}/v1/images/{}/{}/data{}",
-        DataHost(version.data_endpoint(), connection_.address()),
-        PercentEncode(image.spec().name()), PercentEncode(image.spec().uuid()),
-        command.disk.empty() ? "" : "?disk=" + PercentEncode(command.disk));
+    end = DataUrl(image.spec(), "data", request.url);
+    if (!end.ok()) return end;
+    std::vector<std::string> query;
+    if (!command.disk.empty()) {
+      query.push_back("disk=" + PercentEncode(command.disk));
+    }
+    if (command.zstd) query.push_back("encoding=zstd");
+    if (!query.empty()) {
+      request.url += fmt::format("?{}", fmt::join(query, "&"));
+    }
     request.proxy = "none";
 
     ProgressLine line;
     const base::Status status = Export(
         request, *digest, image.size(),
-        {.file = command.file, .force = command.force},
+        {.file = command.file, .force = command.force, .zstd = command.zstd},
         [&](uint64_t bytes) {
           line.Update({.label = command.name,
                        .done_bytes = bytes,
@@ -259,12 +297,7 @@ class Runner {
         },
         interrupt_->token());
     line.Clear();
-    if (interrupt_->requested() && !status.ok()) {
-      return interrupt_->timed_out()
-                 ? CommandEnd{ExitCode::kTimedOut, "timed out"}
-                 : CommandEnd{ExitCode::kInterrupted, "interrupted"};
-    }
-    if (!status.ok()) return {ExitCodeOf(status.code()), status.message()};
+    if (!status.ok()) return EndOfTransfer(status);
     if (command.file == "-") return {};
     if (json()) {
       Print(Json{{"file", command.file},
@@ -330,6 +363,36 @@ class Runner {
     return {};
   }
 
+  CommandEnd operator()(const LimitsGetCommand&) {
+    v1::GetLimitsResponse response;
+    const CommandEnd end =
+        connection_.Call(connection_.limits(), &v1::LimitService::Stub::Get,
+                         v1::GetLimitsRequest(), response);
+    if (!end.ok()) return end;
+    PrintLimits(response);
+    return {};
+  }
+
+  CommandEnd operator()(const LimitsSetCommand& command) {
+    v1::SetLimitsRequest request;
+    v1::Limits& limits = *request.mutable_limits();
+    if (command.download_rate) limits.set_download_rate(*command.download_rate);
+    if (command.peer_rate) limits.set_peer_rate(*command.peer_rate);
+    if (command.background_read_rate) {
+      limits.set_background_read_rate(*command.background_read_rate);
+    }
+    if (command.transfers) limits.set_transfers(*command.transfers);
+    if (command.transfers_per_disk) {
+      limits.set_transfers_per_disk(*command.transfers_per_disk);
+    }
+    v1::SetLimitsResponse response;
+    const CommandEnd end = connection_.Call(
+        connection_.limits(), &v1::LimitService::Stub::Set, request, response);
+    if (!end.ok()) return end;
+    PrintLimits(response);
+    return {};
+  }
+
   template <typename Other>
   CommandEnd operator()(const Other&) {
     std::abort();  // not for a connection
@@ -337,6 +400,76 @@ class Runner {
 
  private:
   bool json() const { return output_ == OutputFormat::kJson; }
+
+  static v1::EnsureRequest RequestFor(const WantedImage& wanted) {
+    v1::EnsureRequest request;
+    v1::ImageSpec& spec = *request.mutable_spec();
+    spec.set_name(wanted.name);
+    spec.set_uuid(wanted.uuid);
+    spec.set_sha512(wanted.sha512);
+    spec.set_sha256(wanted.sha256);
+    for (const std::string& disk : wanted.disks) spec.add_disks(disk);
+    if (wanted.all) spec.add_disks("all");
+    return request;
+  }
+
+  CommandEnd EnsureImage(const v1::EnsureRequest& request,
+                         v1::EnsureResponse& response) {
+    return connection_.Call(connection_.images(),
+                            &v1::ImageService::Stub::Ensure, request, response);
+  }
+
+  void PrintEnsured(const v1::EnsureResponse& response,
+                    std::string_view remark) const {
+    if (json()) {
+      PrintJson(response);
+      return;
+    }
+    const v1::Image& image = response.image();
+    Print(fmt::format("{} {}: {}{}", image.spec().name(), image.spec().uuid(),
+                      remark, OneLine(RenderState(image))));
+  }
+
+  // A GetLimitsResponse or SetLimitsResponse.
+  template <typename Response>
+  void PrintLimits(const Response& response) const {
+    if (json()) {
+      PrintJson(response);
+    } else {
+      Print(RenderLimits(response.limits()));
+    }
+  }
+
+  // Where the data port has `resource` of an image.
+  CommandEnd DataUrl(const v1::ImageSpec& spec, std::string_view resource,
+                     std::string& url) {
+    v1::VersionGetResponse version;
+    const CommandEnd end = GetVersion(connection_, version);
+    if (!end.ok()) return end;
+    if (version.data_endpoint().empty()) {
+      return {ExitCode::kRefused,
+              "the daemon serves no data: api.data_listen is empty"};
+    }
+    url = fmt::format("http://{}/v1/images/{}/{}/{}",
+                      DataHost(version.data_endpoint(), connection_.address()),
+                      PercentEncode(spec.name()), PercentEncode(spec.uuid()),
+                      resource);
+    return {};
+  }
+
+  // Of a transfer over the data port that failed. `advice`: for one that was
+  // ended from outside.
+  CommandEnd EndOfTransfer(const base::Status& status,
+                           std::string_view advice = {}) const {
+    if (!interrupt_->requested()) {
+      return {ExitCodeOf(status.code()), status.message()};
+    }
+    return interrupt_->timed_out()
+               ? CommandEnd{ExitCode::kTimedOut,
+                            fmt::format("timed out{}", advice)}
+               : CommandEnd{ExitCode::kInterrupted,
+                            fmt::format("interrupted{}", advice)};
+  }
 
   CommandEnd GetImage(const std::string& name, const std::string& uuid,
                       v1::Image& image) {

@@ -8,7 +8,7 @@
 namespace bim::daemon {
 
 // Blocks. Precondition: one of the commands that need no more than a daemon
-// (Image*, Disk*, Version).
+// (Image*, Disk*, Limits*, Version).
 CommandEnd RunClientCommand(const Invocation& invocation);
 
 }  // namespace bim::daemon

@@ -99,6 +99,7 @@ class Parser {
     AddDaemon();
     AddImage();
     AddDisk();
+    AddLimits();
     AddVersion();
     AddConfig();
     AddCompletion();
@@ -123,16 +124,22 @@ class Parser {
   CommandNode Describe() { return Describe(root_); }
 
  private:
-  // A command that, once chosen, becomes a C filled by its options.
+  // A command that, once chosen, becomes a C filled by its options. `missing`
+  // names what is required of a C and not there; empty: nothing.
   template <typename C>
   CLI::App* Leaf(CLI::App* parent, const std::string& name,
                  const std::string& help,
-                 const std::function<void(CLI::App&, C&)>& add_options) {
+                 const std::function<void(CLI::App&, C&)>& add_options,
+                 const std::function<std::string(const C&)>& missing = {}) {
     CLI::App* app = parent->add_subcommand(name, help);
     auto command = std::make_shared<C>();
     add_options(*app, *command);
     // The last one of a chain of commands wins: it is the chosen leaf.
-    app->callback([this, command] {
+    app->callback([this, command, missing] {
+      if (const std::string what = missing ? missing(*command) : "";
+          !what.empty()) {
+        throw CLI::RequiredError(what);
+      }
       finish_ = [this, command] { invocation_.command = *command; };
     });
     return app;
@@ -158,6 +165,41 @@ class Parser {
     return app.add_option("--disk", disks, help)
         ->type_name("DISK")
         ->allow_extra_args(false);
+  }
+
+  static void AddWanted(CLI::App& app, WantedImage& c) {
+    AddName(app, c.name);
+    app.add_option("--uuid", c.uuid, "UUID of the image; else one is generated")
+        ->type_name("UUID");
+    app.add_option("--sha512", c.sha512, "Expected SHA-512 of the file")
+        ->type_name("HEX")
+        ->check(IsDigest(base::DigestAlgorithm::kSha512));
+    app.add_option("--sha256", c.sha256, "Expected SHA-256 of the file")
+        ->type_name("HEX")
+        ->check(IsDigest(base::DigestAlgorithm::kSha256));
+    auto* disk =
+        AddDisks(app, c.disks, "UUID or path of a disk; repeatable; else all");
+    app.add_flag("--all", c.all, "On all disks, also those added later")
+        ->excludes(disk);
+    app.add_flag("--wait", c.wait,
+                 "Wait until it is ready everywhere, or failed");
+  }
+
+  // An option whose value is a size.
+  static CLI::Option* AddSize(CLI::App& app, const std::string& name,
+                              std::function<void(uint64_t)> take,
+                              const std::string& help) {
+    return app
+        .add_option_function<std::string>(
+            name,
+            [take = std::move(take)](const std::string& text) {
+              take(*ParseSize(text));
+            },
+            help)
+        ->type_name("SIZE")
+        ->check(Checked([](const std::string& text) {
+          return ParseSize(text).status().message();
+        }));
   }
 
   // A flag for each setting.
@@ -202,38 +244,42 @@ class Parser {
     Leaf<ImageEnsureCommand>(
         image, "ensure", "Say that an image is wanted, and where it is from",
         [](CLI::App& app, ImageEnsureCommand& c) {
-          AddName(app, c.name);
-          app.add_option("--url", c.url, "http, https or file URL of the image")
+          AddWanted(app, c);
+          auto* url = app.add_option("--url", c.url,
+                                     "http, https or file URL of the image")
+                          ->type_name("URL");
+          auto* peer =
+              app.add_option("--peer", c.peers,
+                             "Another daemon (host:port of its API) that may "
+                             "have the image; repeatable; needs --uuid without "
+                             "--url")
+                  ->type_name("ADDRESS")
+                  ->allow_extra_args(false);
+          auto* credential =
+              app.add_option("--credential", c.credential,
+                             "Name of a credential that the daemon has")
+                  ->type_name("NAME");
+          app.add_flag("--upload", c.upload,
+                       "The bytes come by HTTP, as from bim image upload")
+              ->excludes(url)
+              ->excludes(peer)
+              ->excludes(credential);
+          AddSize(
+              app, "--size", [&c](uint64_t size) { c.size_bytes = size; },
+              "Exact size of the file, such as 1073741824 or 1GiB");
+        },
+        [](const ImageEnsureCommand& c) -> std::string {
+          const bool has_source =
+              !c.url.empty() || !c.peers.empty() || c.upload;
+          return has_source ? "" : "--url, --peer or --upload";
+        });
+    Leaf<ImageUploadCommand>(
+        image, "upload", "Bring an image to the node from a file here",
+        [](CLI::App& app, ImageUploadCommand& c) {
+          AddWanted(app, c);
+          app.add_option("FILE", c.file, "The file to bring")
               ->required()
-              ->type_name("URL");
-          app.add_option("--uuid", c.uuid,
-                         "UUID of the image; else one is generated")
-              ->type_name("UUID");
-          app.add_option("--sha512", c.sha512, "Expected SHA-512 of the file")
-              ->type_name("HEX")
-              ->check(IsDigest(base::DigestAlgorithm::kSha512));
-          app.add_option("--sha256", c.sha256, "Expected SHA-256 of the file")
-              ->type_name("HEX")
-              ->check(IsDigest(base::DigestAlgorithm::kSha256));
-          app.add_option_function<std::string>(
-                 "--size",
-                 [&c](const std::string& text) {
-                   c.size_bytes = *ParseSize(text);
-                 },
-                 "Exact size of the file, such as 1073741824 or 1GiB")
-              ->type_name("SIZE")
-              ->check(Checked([](const std::string& text) {
-                return ParseSize(text).status().message();
-              }));
-          auto* disk = AddDisks(app, c.disks,
-                                "UUID or path of a disk; repeatable; else all");
-          app.add_flag("--all", c.all, "On all disks, also those added later")
-              ->excludes(disk);
-          app.add_option("--credential", c.credential,
-                         "Name of a credential that the daemon has")
-              ->type_name("NAME");
-          app.add_flag("--wait", c.wait,
-                       "Wait until it is ready everywhere, or failed");
+              ->type_name(kPath);
         });
     Leaf<ImageGetCommand>(image, "get", "Show an image and its copies",
                           [](CLI::App& app, ImageGetCommand& c) {
@@ -263,6 +309,9 @@ class Parser {
           AddUuid(app, c.uuid);
           AddDisks(app, c.disks,
                    "Only the copy on this disk (UUID or path); repeatable");
+          app.add_flag("--repair", c.repair,
+                       "Replace damaged parts by those of another disk or of "
+                       "a peer");
         });
     Leaf<ImageExportCommand>(
         image, "export", "Copy an image out of the node, to a file",
@@ -276,6 +325,7 @@ class Parser {
               ->required()
               ->type_name(kPath);
           app.add_flag("--force", c.force, "Overwrite an existing file");
+          app.add_flag("--zstd", c.zstd, "Write it compressed, as a zstd file");
         });
   }
 
@@ -304,6 +354,41 @@ class Parser {
               ->type_name("");
           app.add_flag("--force", c.force,
                        "Even if images are wanted on it; cancels transfers");
+        });
+  }
+
+  void AddLimits() {
+    CLI::App* limits = Group("limits", "How much and how fast, while it runs");
+    Leaf<LimitsGetCommand>(limits, "get", "Show the limits",
+                           [](CLI::App&, LimitsGetCommand&) {});
+    Leaf<LimitsSetCommand>(
+        limits, "set", "Change limits until the daemon is restarted",
+        [](CLI::App& app, LimitsSetCommand& c) {
+          AddSize(
+              app, "--download-rate",
+              [&c](uint64_t rate) { c.download_rate = rate; },
+              "Of all downloads together, a second, such as 100MiB; 0: no "
+              "limit");
+          AddSize(
+              app, "--peer-rate", [&c](uint64_t rate) { c.peer_rate = rate; },
+              "Received from peers, and sent by the data port, a second; 0: "
+              "no limit");
+          AddSize(
+              app, "--background-read-rate",
+              [&c](uint64_t rate) { c.background_read_rate = rate; },
+              "Of verifications and scans, a second; 0: no limit");
+          app.add_option("--transfers", c.transfers,
+                         "Transfers at once, on the whole node")
+              ->type_name("N");
+          app.add_option("--transfers-per-disk", c.transfers_per_disk,
+                         "Transfers at once, to one disk")
+              ->type_name("N");
+        },
+        [](const LimitsSetCommand& c) -> std::string {
+          const bool any = c.download_rate || c.peer_rate ||
+                           c.background_read_rate || c.transfers ||
+                           c.transfers_per_disk;
+          return any ? "" : "at least one limit";
         });
   }
 

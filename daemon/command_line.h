@@ -35,12 +35,21 @@ struct ConfigCheckCommand {
   std::string config_path;
   std::vector<FlagValue> flags;
 };
-struct ImageEnsureCommand {
-  std::string name, uuid, url, credential, sha512, sha256;
-  uint64_t size_bytes = 0;  // 0: not stated
+// What ensure and upload have in common.
+struct WantedImage {
+  std::string name, uuid, sha512, sha256;
   std::vector<std::string> disks;
   bool all = false;  // also meant when there are no disks
   bool wait = false;
+};
+struct ImageEnsureCommand : WantedImage {
+  std::string url, credential;
+  std::vector<std::string> peers;
+  bool upload = false;
+  uint64_t size_bytes = 0;  // 0: not stated
+};
+struct ImageUploadCommand : WantedImage {
+  std::string file;
 };
 struct ImageGetCommand {
   std::string name, uuid;
@@ -56,11 +65,13 @@ struct ImageRemoveCommand {
 struct ImageVerifyCommand {
   std::string name, uuid;
   std::vector<std::string> disks;
+  bool repair = false;
 };
 struct ImageExportCommand {
   std::string name, uuid, disk;
   std::string file;  // "-": standard output
   bool force = false;
+  bool zstd = false;
 };
 struct DiskListCommand {};
 struct DiskAddCommand {
@@ -71,6 +82,12 @@ struct DiskRemoveCommand {
   std::string disk;
   bool force = false;
 };
+struct LimitsGetCommand {};
+// What is not set stays as it is. Bytes a second, 0: no limit.
+struct LimitsSetCommand {
+  std::optional<uint64_t> download_rate, peer_rate, background_read_rate;
+  std::optional<uint32_t> transfers, transfers_per_disk;
+};
 struct VersionCommand {
   bool client_only = false;
 };
@@ -80,9 +97,10 @@ struct CompletionCommand {
 
 using Command =
     std::variant<DaemonCommand, ConfigCheckCommand, ImageEnsureCommand,
-                 ImageGetCommand, ImageListCommand, ImageWatchCommand,
-                 ImageRemoveCommand, ImageVerifyCommand, ImageExportCommand,
-                 DiskListCommand, DiskAddCommand, DiskRemoveCommand,
+                 ImageUploadCommand, ImageGetCommand, ImageListCommand,
+                 ImageWatchCommand, ImageRemoveCommand, ImageVerifyCommand,
+                 ImageExportCommand, DiskListCommand, DiskAddCommand,
+                 DiskRemoveCommand, LimitsGetCommand, LimitsSetCommand,
                  VersionCommand, CompletionCommand>;
 
 struct Invocation {

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "pkg/manager/types.h"
 #include "pkg/transfer/options.h"
 
 namespace bim::daemon {
@@ -22,7 +23,9 @@ struct Config {
   std::vector<std::string> disk_paths;
   std::chrono::milliseconds check_interval{0};
   uint32_t file_mode = 0;
-  size_t max_transfers = 0;
+  manager::Limits limits;
+  size_t readers_per_image = 0;
+  std::chrono::milliseconds upload_expiry{0};
   std::chrono::milliseconds backoff_first{0};
   std::chrono::milliseconds backoff_max{0};
   std::string log_level;

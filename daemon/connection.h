@@ -49,6 +49,7 @@ class Connection {
   const std::string& address() const { return client_->address(); }
   v1::ImageService::Stub& images() { return client_->images(); }
   v1::DiskService::Stub& disks() { return client_->disks(); }
+  v1::LimitService::Stub& limits() { return client_->limits(); }
   v1::VersionService::Stub& version() { return client_->version(); }
 
   // A call that answers at once: `stub.*method(request, response)`.

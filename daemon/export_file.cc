@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "pkg/base/unique_fd.h"
+#include "pkg/compress/decoder.h"
 #include "pkg/hash/hasher.h"
 #include "pkg/io/dir.h"
 #include "pkg/io/sparse.h"
@@ -145,28 +146,40 @@ class PartFile : public Output {
 class ExportSink : public http::Sink {
  public:
   ExportSink(Output& output, base::DigestAlgorithm algorithm, uint64_t size,
-             const std::function<void(uint64_t)>& on_progress)
+             bool zstd, const std::function<void(uint64_t)>& on_progress)
       : output_(output),
         hasher_(algorithm),
         size_(size),
-        on_progress_(on_progress) {}
+        on_progress_(on_progress) {
+    if (zstd) {
+      decoder_ = compress::MakeDecoder(compress::Encoding::kZstd, size);
+    }
+  }
 
   base::Status OnHead(const http::ResponseHead& head) override {
-    if (head.content_length && *head.content_length != size_) {
+    if (!decoder_ && head.content_length && *head.content_length != size_) {
       return WrongSize(*head.content_length);
+    }
+    // A daemon that does not know the request sends the file as it is.
+    if (decoder_ && head.content_type != "application/zstd") {
+      return base::FailedPreconditionError(
+          "the daemon sends no zstd: expected application/zstd, found " +
+          head.content_type);
     }
     return base::OkStatus();
   }
   base::Status OnData(std::span<const std::byte> data) override {
-    if (data.size() > size_ - offset_) return WrongSize(offset_ + data.size());
-    hasher_.Update(data);
-    BIM_RETURN_IF_ERROR(output_.Write(data));
-    offset_ += data.size();
-    on_progress_(offset_);
-    return base::OkStatus();
+    if (!decoder_) {
+      BIM_RETURN_IF_ERROR(Take(data));
+    } else {
+      BIM_RETURN_IF_ERROR(Damaged(decoder_->Feed(data, take_)));
+    }
+    written_ += data.size();
+    return output_.Write(data);
   }
 
   base::Status Finish(const base::Digest& expected) {
+    if (decoder_) BIM_RETURN_IF_ERROR(Damaged(decoder_->Finish(take_)));
     if (offset_ != size_) return WrongSize(offset_);
     const base::Digest found = hasher_.Finish();
     if (found == expected) return base::OkStatus();
@@ -177,8 +190,22 @@ class ExportSink : public http::Sink {
                     base::DigestName(expected.algorithm()), expected.Hex(),
                     found.Hex()));
   }
+  // Bytes of the output.
+  uint64_t written() const { return written_; }
 
  private:
+  // The next bytes of the image.
+  base::Status Take(std::span<const std::byte> data) {
+    if (data.size() > size_ - offset_) return WrongSize(offset_ + data.size());
+    hasher_.Update(data);
+    offset_ += data.size();
+    on_progress_(offset_);
+    return base::OkStatus();
+  }
+  static base::Status Damaged(const base::Status& status) {
+    return status.ok() ? status
+                       : base::Status(base::Code::kDataLoss, status.message());
+  }
   base::Status WrongSize(uint64_t found) const {
     return base::Status(
         base::Code::kDataLoss,
@@ -189,7 +216,11 @@ class ExportSink : public http::Sink {
   hash::Hasher hasher_;
   const uint64_t size_;
   const std::function<void(uint64_t)>& on_progress_;
-  uint64_t offset_ = 0;
+  std::unique_ptr<compress::Decoder> decoder_;  // null: the body is the image
+  const compress::Decoder::Output take_ =
+      [this](std::span<const std::byte> data) { return Take(data); };
+  uint64_t offset_ = 0;   // in the image
+  uint64_t written_ = 0;  // of the body
 };
 
 }  // namespace
@@ -205,10 +236,11 @@ base::Status Export(const http::GetRequest& request,
   } else {
     BIM_ASSIGN_OR_RETURN(output, PartFile::Open(target));
   }
-  ExportSink sink(*output, expected.algorithm(), size_bytes, on_progress);
+  ExportSink sink(*output, expected.algorithm(), size_bytes, target.zstd,
+                  on_progress);
   BIM_RETURN_IF_ERROR(http::Get(request, sink, stop).status);
   BIM_RETURN_IF_ERROR(sink.Finish(expected));
-  return output->Commit(size_bytes);
+  return output->Commit(sink.written());
 }
 
 }  // namespace bim::daemon

@@ -19,11 +19,14 @@ namespace bim::daemon {
 struct ExportTarget {
   std::string file;    // "-": standard output
   bool force = false;  // replace an existing file
+  // The body is one zstd stream and is written as it comes; what is proven is
+  // the image in it.
+  bool zstd = false;
 };
 
 // `expected` and `size_bytes` are what must arrive. `on_progress` is told the
-// bytes so far, often. ALREADY_EXISTS: the file is there, and no force.
-// DATA_LOSS: the bytes are not those of the digest, or too few or many.
+// bytes of the image so far, often. ALREADY_EXISTS: the file is there, and no
+// force. DATA_LOSS: the bytes are not those of the digest, or too few or many.
 // CANCELLED: `stop`. ABORTED: another export writes FILE.part.
 base::Status Export(const http::GetRequest& request,
                     const base::Digest& expected, uint64_t size_bytes,

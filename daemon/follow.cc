@@ -55,8 +55,10 @@ CommandEnd Follow(
     const grpc::Status status = reader->Finish();
     if (!more) return {};
     if (interrupt.requested()) return EndOf(interrupt, "the daemon goes on");
-    const bool away =
-        status.ok() || status.error_code() == grpc::StatusCode::UNAVAILABLE;
+    // CANCELLED: by the daemon, that goes away.
+    const bool away = status.ok() ||
+                      status.error_code() == grpc::StatusCode::UNAVAILABLE ||
+                      status.error_code() == grpc::StatusCode::CANCELLED;
     if (!was_connected || !away ||
         std::chrono::steady_clock::now() - away_since > kAway) {
       CommandEnd end = connection.Explain(status);
@@ -205,6 +207,7 @@ CommandEnd VerifyImage(Connection& connection, const Interrupt& interrupt,
   request.set_name(command.name);
   request.set_uuid(command.uuid);
   for (const std::string& disk : command.disks) request.add_disks(disk);
+  request.set_repair(command.repair);
   auto reader = connection.images().Verify(&context, request);
   v1::VerifyResponse response;
   bool done = false;
@@ -228,7 +231,12 @@ CommandEnd VerifyImage(Connection& connection, const Interrupt& interrupt,
   if (output == OutputFormat::kJson) {
     std::puts(ToJson(response, /*indented=*/true).c_str());
   } else if (response.ok()) {
-    std::printf("%s: verified, %s\n", command.name.c_str(),
+    const std::string repaired =
+        response.repaired_chunks() == 0
+            ? ""
+            : fmt::format("{} damaged parts were repaired, ",
+                          response.repaired_chunks());
+    std::printf("%s: verified, %s%s\n", command.name.c_str(), repaired.c_str(),
                 response.message().empty()
                     ? "every copy is as its digest says"
                     : OneLine(response.message()).c_str());

@@ -242,7 +242,8 @@ class Merger {
     if (!config.data_listen.empty() && !IsLocalAddress(config.data_listen)) {
       result_.warnings.push_back(fmt::format(
           "api.data_listen: {} is reachable from other nodes, and everyone "
-          "there can read every image",
+          "there can read every image, and bring those that are wanted as "
+          "uploads",
           config.data_listen));
     }
     if (config.transfer.allow_file && config.transfer.file_roots.empty()) {

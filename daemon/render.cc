@@ -40,10 +40,27 @@ std::string Verification(const v1::Copy& copy) {
 }
 
 std::string CopyMessage(const v1::Copy& copy) {
-  if (!copy.has_next_attempt()) return copy.message();
-  return fmt::format("{}{}attempt {} at {}", copy.message(),
-                     copy.message().empty() ? "" : "; ", copy.attempts() + 1,
-                     Time(copy.next_attempt()));
+  std::string message = copy.message();
+  const auto add = [&](const std::string& more) {
+    message += (message.empty() ? "" : "; ") + more;
+  };
+  if (copy.sha512_pending()) add("SHA-512 is being computed anew");
+  if (copy.has_next_attempt()) {
+    add(fmt::format("attempt {} at {}", copy.attempts() + 1,
+                    Time(copy.next_attempt())));
+  }
+  return message;
+}
+
+// "1.0 GiB", "0.3 GiB of 0.4 GiB zstd", "0.3 GiB zstd".
+std::string Received(const v1::Copy& copy) {
+  std::string text = OptionalBytes(copy.wire_bytes());
+  if (copy.encoding().empty()) return text;
+  if (copy.encoded_size() > 0) {
+    text = fmt::format("{} of {}", HumanBytes(copy.wire_bytes()),
+                       HumanBytes(copy.encoded_size()));
+  }
+  return text.empty() ? copy.encoding() : text + " " + copy.encoding();
 }
 
 }  // namespace
@@ -104,6 +121,8 @@ std::string RenderImage(const v1::Image& image) {
   line("UUID:", spec.uuid());
   line("State:", RenderState(image));
   line("Source:", spec.source().url());
+  if (spec.source().upload()) line("Source:", "an upload");
+  for (const std::string& peer : spec.source().peers()) line("Peer:", peer);
   line("Credential:", spec.source().credential());
   line("Format:", image.format());
   if (image.size() > 0) {
@@ -127,11 +146,14 @@ std::string RenderImage(const v1::Image& image) {
                {"PROGRESS", Table::Align::kRight},
                {"ON DISK", Table::Align::kRight},
                {"ORIGIN"},
+               {"RECEIVED", Table::Align::kRight},
+               {"REUSED", Table::Align::kRight},
                {"PROVEN"},
                {"MESSAGE"}});
   for (const v1::Copy& copy : image.copies()) {
     table.AddRow({copy.disk_path(), copy.state(), Percent(copy.progress()),
                   OptionalBytes(copy.real_size()), copy.origin(),
+                  Received(copy), OptionalBytes(copy.reused_bytes()),
                   Verification(copy), CopyMessage(copy)});
   }
   return out + "\n" + table.Render();
@@ -154,6 +176,20 @@ std::string RenderDisks(const v1::ListDisksResponse& disks) {
                   std::to_string(disk.images()), std::to_string(disk.epoch()),
                   disk.message()});
   }
+  return table.Render();
+}
+
+std::string RenderLimits(const v1::Limits& limits) {
+  const auto rate = [](uint64_t bytes) {
+    return bytes == 0 ? "no limit" : HumanBytes(bytes) + "/s";
+  };
+  Table table({{"LIMIT"}, {"VALUE", Table::Align::kRight}});
+  table.AddRow({"download-rate", rate(limits.download_rate())});
+  table.AddRow({"peer-rate", rate(limits.peer_rate())});
+  table.AddRow({"background-read-rate", rate(limits.background_read_rate())});
+  table.AddRow({"transfers", std::to_string(limits.transfers())});
+  table.AddRow(
+      {"transfers-per-disk", std::to_string(limits.transfers_per_disk())});
   return table.Render();
 }
 

@@ -14,6 +14,9 @@ std::string RenderImage(const bim::v1::Image& image);
 // One line a disk.
 std::string RenderDisks(const bim::v1::ListDisksResponse& disks);
 
+// One line a limit.
+std::string RenderLimits(const bim::v1::Limits& limits);
+
 // "ready", "in-progress 45%", "failed: cannot ...".
 std::string RenderState(const bim::v1::Image& image);
 // 0 to 100, over the wanted copies.

@@ -23,6 +23,7 @@
 #include "pkg/api/data_server.h"
 #include "pkg/api/listener.h"
 #include "pkg/api/node_server.h"
+#include "pkg/api/peers.h"
 #include "pkg/base/log.h"
 #include "pkg/exec/event_loop.h"
 #include "pkg/exec/worker_pool.h"
@@ -160,12 +161,15 @@ manager::Options ManagerOptions(const Config& config,
   options.endpoint = bound.socket.empty() ? bound.api.front() : bound.socket;
   options.state_dir = config.state_dir;
   options.disk_paths = config.disk_paths;
-  options.max_transfers = config.max_transfers;
+  options.limits = config.limits;
+  options.readers_per_image = config.readers_per_image;
+  options.upload_expiry = config.upload_expiry;
   options.backoff_first = config.backoff_first;
   options.backoff_max = config.backoff_max;
   options.disk_check_interval = config.check_interval;
   options.file_mode = config.file_mode;
   options.transfer = config.transfer;
+  options.peers = std::make_shared<api::GrpcPeers>();
   return options;
 }
 

@@ -112,6 +112,24 @@ base::Status CheckProxy(const Value& value) {
                   http::RedactUrl(text));
 }
 
+// Of what is allowed to be 0.
+base::Status CheckRate(const Value& value) {
+  const uint64_t rate = Number(value);
+  if (rate == 0 || rate >= manager::kMinRate) return base::OkStatus();
+  return Expected(
+      fmt::format("0 (no limit) or at least {}", FormatSize(manager::kMinRate)),
+      FormatSize(rate));
+}
+
+base::Status CheckNetworks(const Value& value) {
+  for (const std::string& text : List(value)) {
+    if (!transfer::Network::Parse(text).ok()) {
+      return Expected("networks such as \"10.0.0.0/8\" or \"fd00::/8\"", text);
+    }
+  }
+  return base::OkStatus();
+}
+
 base::Status CheckOneOf(const Value& value,
                         std::initializer_list<std::string_view> words) {
   if (std::find(words.begin(), words.end(), Text(value)) != words.end()) {
@@ -123,8 +141,28 @@ base::Status CheckOneOf(const Value& value,
 base::Status CheckLogLevel(const Value& value) {
   return CheckOneOf(value, {"trace", "debug", "info", "warn", "error", "off"});
 }
+base::Status CheckCompression(const Value& value) {
+  return CheckOneOf(value, {"auto", "off", "on"});
+}
 base::Status CheckLogFormat(const Value& value) {
   return CheckOneOf(value, {"text", "json"});
+}
+
+// Precondition: CheckNetworks.
+std::vector<transfer::Network> Networks(const Value& value) {
+  std::vector<transfer::Network> networks;
+  for (const std::string& text : List(value)) {
+    networks.push_back(*transfer::Network::Parse(text));
+  }
+  return networks;
+}
+
+// Precondition: CheckCompression.
+transfer::WireCompression Compression(const Value& value) {
+  using transfer::WireCompression;
+  return Text(value) == "off"  ? WireCompression::kOff
+         : Text(value) == "on" ? WireCompression::kOn
+                               : WireCompression::kAuto;
 }
 
 const auto& Table() {
@@ -203,8 +241,49 @@ const auto& Table() {
        .default_text = "8",
        .help = "Transfers at once, on the whole node",
        .min = 1,
-       .max = 256,
-       .store = [](const Value& v, Config& c) { c.max_transfers = Number(v); }},
+       .max = manager::kMaxTransfers,
+       .store =
+           [](const Value& v, Config& c) {
+             c.limits.transfers = static_cast<uint32_t>(Number(v));
+           }},
+      {.section = "transfers",
+       .key = "max_per_disk",
+       .kind = Kind::kCount,
+       .default_text = "4",
+       .help = "Transfers at once, to one disk",
+       .min = 1,
+       .max = manager::kMaxTransfers,
+       .store =
+           [](const Value& v, Config& c) {
+             c.limits.transfers_per_disk = static_cast<uint32_t>(Number(v));
+           }},
+
+      {.section = "limits",
+       .key = "download_rate",
+       .kind = Kind::kSize,
+       .default_text = "0",
+       .help = "Bytes a second of all downloads from URLs together; 0: no "
+               "limit",
+       .check = CheckRate,
+       .store = [](const Value& v,
+                   Config& c) { c.limits.download_rate = Number(v); }},
+      {.section = "limits",
+       .key = "peer_rate",
+       .kind = Kind::kSize,
+       .default_text = "0",
+       .help = "Bytes a second received from peers, and as many sent by the "
+               "data port; 0: no limit",
+       .check = CheckRate,
+       .store = [](const Value& v,
+                   Config& c) { c.limits.peer_rate = Number(v); }},
+      {.section = "limits",
+       .key = "background_read_rate",
+       .kind = Kind::kSize,
+       .default_text = "0",
+       .help = "Bytes a second read by verifications and scans; 0: no limit",
+       .check = CheckRate,
+       .store = [](const Value& v,
+                   Config& c) { c.limits.background_read_rate = Number(v); }},
 
       {.section = "sources",
        .key = "allow_file",
@@ -265,6 +344,15 @@ const auto& Table() {
        .max = uint64_t{1} << 60,
        .store = [](const Value& v,
                    Config& c) { c.transfer.max_image_size = Number(v); }},
+      {.section = "sources",
+       .key = "connections",
+       .kind = Kind::kCount,
+       .default_text = "8",
+       .help = "Connections of one download to its origin, at most",
+       .min = 1,
+       .max = 8,
+       .store = [](const Value& v,
+                   Config& c) { c.transfer.connections = Number(v); }},
       {.section = "sources",
        .key = "connect_timeout",
        .kind = Kind::kDuration,
@@ -344,6 +432,57 @@ const auto& Table() {
        .max = kHour,
        .store = [](const Value& v,
                    Config& c) { c.transfer.retry.max = Duration(v); }},
+
+      {.section = "peers",
+       .key = "trusted",
+       .kind = Kind::kList,
+       .default_text = "",
+       .help = "Networks of daemons whose digests are believed: what they send "
+               "is ready at once, and its SHA-512 computed afterwards",
+       .check = CheckNetworks,
+       .store = [](const Value& v,
+                   Config& c) { c.transfer.peers.trusted = Networks(v); },
+       .short_flag = "--trust-peers"},
+      {.section = "peers",
+       .key = "connections",
+       .kind = Kind::kCount,
+       .default_text = "4",
+       .help = "Connections of one transfer to all its peers together",
+       .min = 1,
+       .max = 16,
+       .store = [](const Value& v,
+                   Config& c) { c.transfer.peers.connections = Number(v); }},
+      {.section = "peers",
+       .key = "compression",
+       .kind = Kind::kText,
+       .default_text = "auto",
+       .help = "Whether bytes come compressed from peers: auto (when that is "
+               "faster), off or on",
+       .check = CheckCompression,
+       .store =
+           [](const Value& v, Config& c) {
+             c.transfer.peers.compression = Compression(v);
+           }},
+      {.section = "peers",
+       .key = "readers_per_image",
+       .kind = Kind::kCount,
+       .default_text = "3",
+       .help = "Readers of one image over the data port at once; others wait "
+               "their turn",
+       .min = 1,
+       .max = 64,
+       .store = [](const Value& v,
+                   Config& c) { c.readers_per_image = Number(v); }},
+
+      {.section = "uploads",
+       .key = "expiry",
+       .kind = Kind::kDuration,
+       .default_text = "24h",
+       .help = "An upload to which nothing came for so long is dropped",
+       .min = kSecond,
+       .max = 365 * kDay,
+       .store = [](const Value& v,
+                   Config& c) { c.upload_expiry = Duration(v); }},
 
       {.section = "backoff",
        .key = "first",

@@ -12,7 +12,7 @@ import tempfile
 
 LAYERS = {
     "base": 0, "meta": 0,
-    "io": 1, "hash": 1, "http": 1, "exec": 1,
+    "io": 1, "hash": 1, "compress": 1, "http": 1, "exec": 1,
     "store": 2, "image": 2,
     "transfer": 3,
     "manager": 4,
@@ -27,6 +27,7 @@ THIRD_PARTY = [
     (r"curl/", {"http"}),
     (r"boost/beast", {"http"}),
     (r"openssl/", {"hash"}),
+    (r"(zlib|lzma|zstd)\.h", {"compress"}),
     (r"boost/asio/steady_timer\.hpp$", {"exec", "http", "manager", "api"}),
     (r"boost/asio/signal_set\.hpp$", {"daemon"}),
     (r"boost/asio", {"exec", "http", "api"}),

@@ -58,6 +58,22 @@ base::Result<Address> ParseAddress(std::string_view text) {
   return address;
 }
 
+base::Result<Address> ParsePeerAddress(std::string_view text) {
+  base::Result<Address> address = ParseAddress(text);
+  // What a host name or an IP address (with a zone) may hold.
+  constexpr std::string_view kHostCharacters =
+      "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-_:%";
+  if (!address.ok() || address->is_unix || address->host.empty() ||
+      address->host.size() > 253 || address->port == 0 ||
+      address->host.find_first_not_of(kHostCharacters) != std::string::npos) {
+    return base::InvalidArgumentError(
+        "'" + base::Printable(text) +
+        "' is not the address of another daemon: expected host:port or "
+        "[ipv6]:port");
+  }
+  return address;
+}
+
 std::string ToString(const Address& address) {
   if (address.is_unix) return std::string(kUnixPrefix) + address.path;
   const bool v6 = address.host.find(':') != std::string::npos;

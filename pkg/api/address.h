@@ -24,6 +24,10 @@ struct Address {
 // INVALID_ARGUMENT says what is expected. Host names are taken as they are.
 base::Result<Address> ParseAddress(std::string_view text);
 
+// The API of another daemon, "host:port": an IP address or a host name, and a
+// port that is not 0; no unix socket. INVALID_ARGUMENT.
+base::Result<Address> ParsePeerAddress(std::string_view text);
+
 // The text that ParseAddress reads.
 std::string ToString(const Address& address);
 

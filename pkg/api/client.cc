@@ -100,7 +100,8 @@ Client::Client(std::string address, UnixPath unix_path,
       channel_(std::move(channel)),
       version_(v1::VersionService::NewStub(channel_)),
       disks_(v1::DiskService::NewStub(channel_)),
-      images_(v1::ImageService::NewStub(channel_)) {}
+      images_(v1::ImageService::NewStub(channel_)),
+      limits_(v1::LimitService::NewStub(channel_)) {}
 
 base::Result<std::unique_ptr<Client>> Client::Connect(
     const std::string& address, std::chrono::milliseconds timeout) {

@@ -33,6 +33,7 @@ class Client {
   v1::VersionService::Stub& version() { return *version_; }
   v1::DiskService::Stub& disks() { return *disks_; }
   v1::ImageService::Stub& images() { return *images_; }
+  v1::LimitService::Stub& limits() { return *limits_; }
   const std::shared_ptr<grpc::Channel>& channel() const { return channel_; }
   const std::string& address() const { return address_; }
 
@@ -52,6 +53,7 @@ class Client {
   const std::unique_ptr<v1::VersionService::Stub> version_;
   const std::unique_ptr<v1::DiskService::Stub> disks_;
   const std::unique_ptr<v1::ImageService::Stub> images_;
+  const std::unique_ptr<v1::LimitService::Stub> limits_;
 };
 
 }  // namespace bim::api

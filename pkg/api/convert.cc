@@ -1,7 +1,9 @@
 #include "pkg/api/convert.h"
 
+#include <set>
 #include <string_view>
 
+#include "pkg/api/address.h"
 #include "pkg/api/grpc_status.h"
 #include "pkg/base/digest.h"
 
@@ -25,6 +27,54 @@ base::Status CheckDisks(const char* field, const Disks& disks) {
           std::string(field) +
           " holds an empty string: expected uuids or paths of disks");
     }
+  }
+  return base::OkStatus();
+}
+
+base::Status CheckPeers(const v1::Source& source) {
+  if (source.peers_size() > kMaxPeers) {
+    return base::InvalidArgumentError("source.peers: expected at most " +
+                                      std::to_string(kMaxPeers) + ", found " +
+                                      std::to_string(source.peers_size()));
+  }
+  std::set<std::string> seen;
+  for (const std::string& peer : source.peers()) {
+    const base::Result<Address> address = ParsePeerAddress(peer);
+    if (!address.ok()) return address.status().WithContext("source.peers");
+    if (!seen.insert(ToString(*address)).second) {
+      return base::InvalidArgumentError(
+          "source.peers: expected each peer once, found " + peer + " twice");
+    }
+  }
+  return base::OkStatus();
+}
+
+base::Status CheckSource(const v1::ImageSpec& spec) {
+  const v1::Source& source = spec.source();
+  const bool has_url = !source.url().empty();
+  if (source.upload()) {
+    if (has_url || !source.credential().empty() || source.peers_size() > 0) {
+      return base::InvalidArgumentError(
+          "source.upload excludes source.url, source.credential and "
+          "source.peers: the bytes come by HTTP then");
+    }
+    return base::OkStatus();
+  }
+  if (!has_url && source.peers_size() == 0) {
+    return base::InvalidArgumentError(
+        "source.url, source.peers and source.upload are missing: expected "
+        "http://, https:// or file://, other daemons' host:port, or an "
+        "upload");
+  }
+  if (!has_url && !source.credential().empty()) {
+    return base::InvalidArgumentError(
+        "source.credential is for a source.url, which is missing");
+  }
+  BIM_RETURN_IF_ERROR(CheckPeers(source));
+  if (!has_url && spec.uuid().empty()) {
+    return base::InvalidArgumentError(
+        "spec.uuid is missing: with source.peers alone it says which image is "
+        "meant");
   }
   return base::OkStatus();
 }
@@ -73,15 +123,15 @@ base::Result<manager::ImageSpec> ToSpec(const v1::EnsureRequest& request) {
   if (!request.has_spec()) return base::InvalidArgumentError("spec is missing");
   const v1::ImageSpec& proto = request.spec();
   BIM_RETURN_IF_ERROR(CheckPresent("spec.name", proto.name()));
-  if (proto.source().url().empty()) {
-    return base::InvalidArgumentError(
-        "source.url is missing: expected http://, https:// or file://");
-  }
+  BIM_RETURN_IF_ERROR(CheckSource(proto));
   manager::ImageSpec spec;
   spec.name = proto.name();
   spec.uuid = proto.uuid();
   spec.source.url = proto.source().url();
   spec.source.credential = proto.source().credential();
+  spec.source.peers.assign(proto.source().peers().begin(),
+                           proto.source().peers().end());
+  spec.source.upload = proto.source().upload();
   BIM_ASSIGN_OR_RETURN(
       spec.sha512,
       ToDigest("spec.sha512", base::DigestAlgorithm::kSha512, proto.sha512()));
@@ -99,9 +149,14 @@ void ToProto(const manager::ImageSpec& spec, v1::ImageSpec* proto) {
   proto->Clear();
   proto->set_name(spec.name);
   proto->set_uuid(spec.uuid);
-  if (!spec.source.url.empty() || !spec.source.credential.empty()) {
-    proto->mutable_source()->set_url(ValidUtf8(spec.source.url));
-    proto->mutable_source()->set_credential(ValidUtf8(spec.source.credential));
+  if (spec.source != manager::SourceSpec()) {
+    v1::Source* source = proto->mutable_source();
+    source->set_url(ValidUtf8(spec.source.url));
+    source->set_credential(ValidUtf8(spec.source.credential));
+    for (const std::string& peer : spec.source.peers) {
+      source->add_peers(ValidUtf8(peer));
+    }
+    source->set_upload(spec.source.upload);
   }
   if (spec.sha512.has_value()) proto->set_sha512(spec.sha512->Hex());
   if (spec.sha256.has_value()) proto->set_sha256(spec.sha256->Hex());
@@ -135,6 +190,11 @@ void ToProto(const manager::CopyStatus& copy, v1::Copy* proto) {
     ToProto(*copy.verified_at, proto->mutable_verified_at());
   }
   proto->set_origin(copy.origin);
+  proto->set_wire_bytes(copy.wire_bytes);
+  proto->set_reused_bytes(copy.reused_bytes);
+  proto->set_encoding(copy.encoding);
+  proto->set_encoded_size(copy.encoded_size);
+  proto->set_sha512_pending(copy.sha512_pending);
 }
 
 void ToProto(const manager::ImageStatus& image, v1::Image* proto) {
@@ -191,6 +251,27 @@ void ToProto(const manager::VerifyProgress& progress,
   proto->set_done(progress.done);
   proto->set_ok(progress.done && progress.ok);
   proto->set_message(ValidUtf8(progress.message));
+  proto->set_repaired_chunks(progress.done ? progress.repaired_chunks : 0);
+}
+
+void ToProto(const manager::Limits& limits, v1::Limits* proto) {
+  proto->set_download_rate(limits.download_rate);
+  proto->set_peer_rate(limits.peer_rate);
+  proto->set_background_read_rate(limits.background_read_rate);
+  proto->set_transfers(limits.transfers);
+  proto->set_transfers_per_disk(limits.transfers_per_disk);
+}
+
+void Apply(const v1::Limits& wanted, manager::Limits& limits) {
+  if (wanted.has_download_rate()) limits.download_rate = wanted.download_rate();
+  if (wanted.has_peer_rate()) limits.peer_rate = wanted.peer_rate();
+  if (wanted.has_background_read_rate()) {
+    limits.background_read_rate = wanted.background_read_rate();
+  }
+  if (wanted.has_transfers()) limits.transfers = wanted.transfers();
+  if (wanted.has_transfers_per_disk()) {
+    limits.transfers_per_disk = wanted.transfers_per_disk();
+  }
 }
 
 void ToProto(std::chrono::system_clock::time_point time,

@@ -1,139 +1,347 @@
 #include "pkg/api/data_server.h"
 
+#include <sys/stat.h>
+
 #include <algorithm>
+#include <array>
+#include <cerrno>
+#include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <utility>
+#include <vector>
 
+#include "pkg/api/data_request.h"
+#include "pkg/api/data_upload.h"
 #include "pkg/base/names.h"
 #include "pkg/base/status.h"
+#include "pkg/compress/encoder.h"
+#include "pkg/io/dir.h"
+#include "pkg/io/sparse.h"
+#include "pkg/store/record.h"
+#include "pkg/transfer/wire.h"
 
 namespace bim::api {
 namespace {
 
-constexpr std::string_view kImages = "/v1/images/";
-constexpr std::string_view kData = "/data";
+// Readers wait for the CPU of this node: fast, not small.
+constexpr int kLevel = 1;
+constexpr size_t kReadBytes = 256 << 10;
+// A piece of a compressed body is made of at most so much of the file: a hole
+// of a TiB gives few bytes, and a client that waits must see them.
+constexpr uint64_t kMaxPerPiece = 64 << 20;
+constexpr size_t kSample = 64 << 10;
+constexpr size_t kSamplePiece = 4 << 10;
 
-int HttpStatus(base::Code code) {
-  switch (code) {
-    case base::Code::kInvalidArgument:
-      return 400;
-    case base::Code::kPermissionDenied:
-      return 403;
-    case base::Code::kNotFound:
-      return 404;
-    case base::Code::kFailedPrecondition:
-      return 409;
-    case base::Code::kUnavailable:
-    case base::Code::kResourceExhausted:
-      return 503;
-    default:
-      return 500;
-  }
+std::string EtagOf(const std::string& sha512_hex) {
+  return sha512_hex.empty() ? "" : "\"sha512:" + sha512_hex + "\"";
 }
 
-http::Response Failure(const base::Status& status) {
+void AddDigest(const std::string& sha512_hex, http::Response& response) {
+  if (sha512_hex.empty()) return;
+  response.headers.emplace_back("X-Bim-Sha512", sha512_hex);
+  response.headers.emplace_back("ETag", EtagOf(sha512_hex));
+}
+
+base::Status TooShort() {
+  return base::DataLossError("the image's file became shorter");
+}
+
+base::Status ReadExactly(int fd, void* buffer, size_t size, uint64_t offset) {
+  BIM_ASSIGN_OR_RETURN(
+      const size_t read,
+      io::PreadFull(fd, static_cast<char*>(buffer), size,
+                    static_cast<off_t>(offset), "cannot read the image"));
+  return read == size ? base::OkStatus() : TooShort();
+}
+
+// Behind the end of a file that was cut there seem to be holes.
+base::Status CheckLength(int fd, uint64_t size) {
+  struct stat info;
+  if (fstat(fd, &info) != 0) {
+    return base::ErrnoError(errno, "cannot look at the image's file");
+  }
+  return static_cast<uint64_t>(info.st_size) >= size ? base::OkStatus()
+                                                     : TooShort();
+}
+
+// A whole file as one zstd frame; holes are not read.
+class ZstdBody final : public http::BodyMaker {
+ public:
+  ZstdBody(base::UniqueFd fd, uint64_t size)
+      : fd_(std::move(fd)),
+        size_(size),
+        encoder_(compress::ZstdEncoder::Make(kLevel)),
+        buffer_(kReadBytes) {}
+
+  base::Result<std::string> Next() override {
+    std::string out;
+    const uint64_t pause = at_ + kMaxPerPiece;
+    while (!finished_ && out.size() < kReadBytes &&
+           (out.empty() || at_ < pause)) {
+      BIM_RETURN_IF_ERROR(Step(out));
+    }
+    return out;
+  }
+
+ private:
+  base::Status Step(std::string& out) {
+    if (at_ == size_) {
+      finished_ = true;
+      BIM_RETURN_IF_ERROR(CheckLength(fd_.get(), size_));
+      return encoder_->Finish(out);
+    }
+    if (at_ >= data_.end) {
+      BIM_ASSIGN_OR_RETURN(data_, io::NextData(fd_.get(), at_, size_));
+      data_.end = std::min(data_.end, size_);
+      if (data_.begin >= data_.end) data_ = {size_, size_};
+    }
+    const bool hole = at_ < data_.begin;
+    const uint64_t left = (hole ? data_.begin : data_.end) - at_;
+    const std::span<std::byte> piece(
+        buffer_.data(),
+        static_cast<size_t>(std::min<uint64_t>(left, buffer_.size())));
+    if (hole) {
+      std::fill(piece.begin(), piece.end(), std::byte{0});
+    } else {
+      BIM_RETURN_IF_ERROR(
+          ReadExactly(fd_.get(), piece.data(), piece.size(), at_));
+    }
+    at_ += piece.size();
+    return encoder_->Feed(piece, out);
+  }
+
+  const base::UniqueFd fd_;
+  const uint64_t size_;
+  const std::unique_ptr<compress::ZstdEncoder> encoder_;
+  std::vector<std::byte> buffer_;
+  io::Extent data_;  // the current or next data
+  uint64_t at_ = 0;
+  bool finished_ = false;
+};
+
+http::Response ServeData(manager::Manager& manager, const ImagePath& path,
+                         const http::Request& request) {
+  const base::Result<Query> query =
+      ParseQuery(request.query, {"disk", "encoding"});
+  if (!query.ok()) return Failure(query.status());
+  const std::string_view encoding = ValueOf(*query, "encoding");
+  if (!encoding.empty() && encoding != "zstd") {
+    return Failure(base::InvalidArgumentError(
+        "encoding in the query: expected zstd, found '" +
+        base::Printable(encoding) + "'"));
+  }
+  base::Result<manager::OpenImage> image =
+      manager.Open(path.name, path.uuid, ValueOf(*query, "disk"));
+  if (!image.ok()) return Failure(image.status());
+
+  const bool is_get = request.method == "GET";
+  const bool as_file = !encoding.empty();
+  const bool encoded =
+      as_file || (is_get && request.range.empty() &&
+                  AcceptsZstd(ListField(request, "accept-encoding")));
   http::Response response;
-  response.status = HttpStatus(status.code());
-  response.body = status.message() + "\n";
+  response.content_type =
+      as_file ? "application/zstd" : "application/octet-stream";
+  AddDigest(image->sha512_hex, response);
+  if (!as_file) response.headers.emplace_back("Vary", "Accept-Encoding");
+  if (is_get) {
+    response.turns = image->turns;
+    response.rate = image->rate;
+  }
+  if (!encoded) {
+    response.file = std::move(image->fd);
+    response.file_size = image->size;
+    return response;
+  }
+  if (!as_file) response.headers.emplace_back("Content-Encoding", "zstd");
+  // The frame's bytes may differ from one version of the library to the next,
+  // and a range of the file must never be asked for by this tag.
+  for (auto& [name, value] : response.headers) {
+    if (name == "ETag") value.insert(0, "W/");
+  }
+  response.maker =
+      std::make_unique<ZstdBody>(std::move(image->fd), image->size);
   return response;
 }
 
-int HexDigit(char c) {
-  if (c >= '0' && c <= '9') return c - '0';
-  if (c >= 'a' && c <= 'f') return c - 'a' + 10;
-  if (c >= 'A' && c <= 'F') return c - 'A' + 10;
-  return -1;
-}
-
-std::optional<std::string> PercentDecode(std::string_view text) {
-  std::string decoded;
-  for (size_t i = 0; i < text.size(); ++i) {
-    if (text[i] != '%') {
-      decoded += text[i];
-      continue;
-    }
-    if (i + 2 >= text.size()) return std::nullopt;
-    const int high = HexDigit(text[i + 1]);
-    const int low = HexDigit(text[i + 2]);
-    if (high < 0 || low < 0 || (high == 0 && low == 0)) return std::nullopt;
-    decoded += static_cast<char>(high * 16 + low);
-    i += 2;
+http::Response ServeManifest(manager::Manager& manager, const ImagePath& path,
+                             const http::Request& request) {
+  if (const auto query = ParseQuery(request.query, {}); !query.ok()) {
+    return Failure(query.status());
   }
-  return decoded;
-}
-
-// The value of "disk", empty when there is none.
-base::Result<std::string> DiskOf(std::string_view query) {
-  std::optional<std::string> disk;
-  while (!query.empty()) {
-    const std::string_view pair = query.substr(0, query.find('&'));
-    query.remove_prefix(std::min(query.size(), pair.size() + 1));
-    if (pair.empty()) continue;
-    const size_t equals = pair.find('=');
-    if (pair.substr(0, equals) != "disk" || disk.has_value()) {
-      return base::InvalidArgumentError(
-          "'" + base::Printable(pair) +
-          "' in the query is not understood: expected at most one "
-          "disk=<uuid or path>");
-    }
-    if (equals != std::string_view::npos) {
-      disk = PercentDecode(pair.substr(equals + 1));
-    }
-    if (!disk.has_value() || disk->empty()) {
-      return base::InvalidArgumentError(
-          "'" + base::Printable(pair) +
-          "' in the query: expected a percent-encoded uuid or path of a disk");
-    }
-  }
-  return disk.value_or("");
-}
-
-http::Response ServeImage(manager::Manager& manager, std::string_view name,
-                          std::string_view uuid, std::string_view query) {
-  const base::Result<std::string> disk = DiskOf(query);
-  if (!disk.ok()) return Failure(disk.status());
-  base::Result<manager::OpenImage> image = manager.Open(name, uuid, *disk);
-  if (!image.ok()) return Failure(image.status());
+  const base::Result<store::ImageRecord> record =
+      manager.Manifest(path.name, path.uuid);
+  if (!record.ok()) return Failure(record.status());
   http::Response response;
-  response.content_type = "application/octet-stream";
-  if (!image->sha512_hex.empty()) {
-    response.headers.emplace_back("X-Bim-Sha512", image->sha512_hex);
-    response.headers.emplace_back("ETag",
-                                  "\"sha512:" + image->sha512_hex + "\"");
+  response.content_type = transfer::kManifestType;
+  AddDigest(record->sha512.Hex(), response);
+  response.body = store::EncodeManifest(*record);
+  return response;
+}
+
+// Whether the data of the table gets clearly smaller, by a sample of it.
+base::Result<bool> GetsSmaller(int fd, const transfer::ExtentTable& table,
+                               uint64_t data_bytes) {
+  std::vector<std::byte> sample(
+      static_cast<size_t>(std::min<uint64_t>(kSample, data_bytes)));
+  const uint64_t pieces = (sample.size() + kSamplePiece - 1) / kSamplePiece;
+  size_t filled = 0;
+  uint64_t before = 0;  // data bytes of the extents before the current one
+  auto extent = table.data.begin();
+  for (uint64_t i = 0; i < pieces; ++i) {
+    // The i-th piece begins at the same share of the data.
+    const uint64_t at = data_bytes / pieces * i;
+    while (at - before >= extent->end - extent->begin) {
+      before += extent->end - extent->begin;
+      ++extent;
+    }
+    const uint64_t offset = extent->begin + (at - before);
+    const size_t take = static_cast<size_t>(std::min<uint64_t>(
+        {kSamplePiece, sample.size() - filled, extent->end - offset}));
+    BIM_RETURN_IF_ERROR(ReadExactly(fd, sample.data() + filled, take, offset));
+    filled += take;
+  }
+  sample.resize(filled);
+  const std::string compressed = compress::CompressZstd(sample, kLevel);
+  return !compressed.empty() && compressed.size() * 5 < sample.size() * 4;
+}
+
+// The whole answer compressed, or empty when that does not pay.
+base::Result<std::string> CompressPart(int fd,
+                                       const transfer::ExtentTable& table,
+                                       const std::string& head) {
+  uint64_t data_bytes = 0;
+  for (const io::Extent& extent : table.data) {
+    data_bytes += extent.end - extent.begin;
+  }
+  if (data_bytes == 0) return std::string();
+  BIM_ASSIGN_OR_RETURN(const bool smaller, GetsSmaller(fd, table, data_bytes));
+  if (!smaller) return std::string();
+  std::string plain = head;
+  for (const io::Extent& extent : table.data) {
+    const size_t begin = plain.size();
+    const size_t length = static_cast<size_t>(extent.end - extent.begin);
+    plain.resize(begin + length);
+    BIM_RETURN_IF_ERROR(
+        ReadExactly(fd, plain.data() + begin, length, extent.begin));
+  }
+  return compress::CompressZstd(std::as_bytes(std::span(plain)), kLevel);
+}
+
+http::Response ServeExtents(manager::Manager& manager, const ImagePath& path,
+                            const http::Request& request) {
+  const base::Result<Query> query =
+      ParseQuery(request.query, {"begin", "end", "disk"});
+  if (!query.ok()) return Failure(query.status());
+  const std::optional<uint64_t> begin = ParseNumber(ValueOf(*query, "begin"));
+  const std::optional<uint64_t> end = ParseNumber(ValueOf(*query, "end"));
+  if (!begin || !end) {
+    return Failure(base::InvalidArgumentError(
+        "the query has no begin and end: expected both, in bytes"));
+  }
+  base::Result<manager::OpenImage> image =
+      manager.Open(path.name, path.uuid, ValueOf(*query, "disk"));
+  if (!image.ok()) return Failure(image.status());
+  const std::string etag = EtagOf(image->sha512_hex);
+  if (const std::string wanted = ListField(request, "if-match");
+      !wanted.empty() && !Matches(wanted, etag)) {
+    return Failure(412, "the image is another one: its ETag is " + etag);
+  }
+  if (*begin >= *end || *end > image->size ||
+      *end - *begin > transfer::kMaxPart) {
+    return Failure(base::InvalidArgumentError(
+        "the part from " + std::to_string(*begin) + " to " +
+        std::to_string(*end) + ": expected begin < end <= " +
+        std::to_string(image->size) + " (the size) and at most " +
+        std::to_string(transfer::kMaxPart) + " bytes"));
+  }
+  if (const base::Status whole = CheckLength(image->fd.get(), image->size);
+      !whole.ok()) {
+    return Failure(whole);
+  }
+  const base::Result<transfer::ExtentTable> table =
+      transfer::MapExtents(image->fd.get(), *begin, *end);
+  if (!table.ok()) return Failure(table.status());
+
+  http::Response response;
+  response.content_type = transfer::kExtentsType;
+  AddDigest(image->sha512_hex, response);
+  response.headers.emplace_back("Vary", "Accept-Encoding");
+  response.body = transfer::EncodeExtentTable(*table);
+  if (request.method == "GET") {
+    response.turns = image->turns;
+    response.rate = image->rate;
+    if (*end - *begin <= transfer::kMaxCompressedPart &&
+        AcceptsZstd(ListField(request, "accept-encoding"))) {
+      base::Result<std::string> compressed =
+          CompressPart(image->fd.get(), *table, response.body);
+      if (!compressed.ok()) return Failure(compressed.status());
+      if (!compressed->empty()) {
+        response.headers.emplace_back("Content-Encoding", "zstd");
+        response.body = *std::move(compressed);
+        return response;
+      }
+    }
+  }
+  // Without parts a file would be sent whole.
+  if (table->data.empty()) return response;
+  for (const io::Extent& extent : table->data) {
+    response.parts.push_back({extent.begin, extent.end});
   }
   response.file = std::move(image->fd);
   response.file_size = image->size;
   return response;
 }
 
+http::Response WrongMethod(const std::string& allowed) {
+  http::Response response =
+      Failure(405, "expected one of the methods " + allowed);
+  response.headers.emplace_back("Allow", allowed);
+  return response;
+}
+
+struct Resource {
+  std::string_view name;
+  http::Response (*serve)(manager::Manager&, const ImagePath&,
+                          const http::Request&);
+  bool is_read = true;
+};
+constexpr std::array<Resource, 4> kResources{{
+    {"data", ServeData},
+    {"manifest", ServeManifest},
+    {"extents", ServeExtents},
+    {"upload", ServeUpload, /*is_read=*/false},
+}};
+
+http::Response Serve(manager::Manager& manager, const http::Request& request) {
+  const bool reads = request.method == "GET" || request.method == "HEAD";
+  if (request.path == "/healthz") {
+    return reads ? http::Response{.body = "ok\n"} : WrongMethod("GET, HEAD");
+  }
+  if (const auto path = ParseImagePath(request.path)) {
+    for (const Resource& resource : kResources) {
+      if (path->resource != resource.name) continue;
+      if (resource.is_read && !reads) return WrongMethod("GET, HEAD");
+      if (!resource.is_read && request.method != "HEAD" &&
+          request.method != "PUT" && request.method != "PATCH") {
+        return WrongMethod("HEAD, PUT, PATCH");
+      }
+      return resource.serve(manager, *path, request);
+    }
+  }
+  return Failure(base::NotFoundError(
+      "cannot find this path: expected /v1/images/<name>/<uuid>/ and data, "
+      "manifest, extents or upload"));
+}
+
 }  // namespace
 
 http::Handler DataHandler(manager::Manager& manager) {
-  return [&manager](const http::Request& request) -> http::Response {
-    if (request.method != "GET" && request.method != "HEAD") {
-      http::Response response;
-      response.status = 405;
-      response.headers.emplace_back("Allow", "GET, HEAD");
-      response.body = "expected GET or HEAD\n";
-      return response;
-    }
-    std::string_view path = request.path;
-    if (path == "/healthz") return http::Response{.body = "ok\n"};
-    if (path.starts_with(kImages) && path.ends_with(kData) &&
-        path.size() > kImages.size() + kData.size()) {
-      path.remove_prefix(kImages.size());
-      path.remove_suffix(kData.size());
-      const size_t slash = path.find('/');
-      if (slash != 0 && slash < path.size() - 1 &&
-          path.find('/', slash + 1) == std::string_view::npos) {
-        return ServeImage(manager, path.substr(0, slash),
-                          path.substr(slash + 1), request.query);
-      }
-    }
-    return Failure(base::NotFoundError(
-        "cannot find this path: expected /v1/images/<name>/<uuid>/data"));
+  return [&manager](const http::Request& request) {
+    return Serve(manager, request);
   };
 }
 

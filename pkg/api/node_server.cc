@@ -312,7 +312,7 @@ class ImageServiceImpl final : public v1::ImageService::CallbackService {
     if (!status.ok()) return new RefusedStream<v1::VerifyResponse>(status);
     const base::Result<uint64_t> id = shared_.manager.StartVerify(
         request->name(), request->uuid(),
-        {request->disks().begin(), request->disks().end()});
+        {request->disks().begin(), request->disks().end()}, request->repair());
     if (!id.ok()) return new RefusedStream<v1::VerifyResponse>(id.status());
     return StartStream<v1::VerifyResponse>(
         kVerifyInterval, VerifyProducer(shared_.manager, *id, *request));
@@ -352,6 +352,38 @@ class ImageServiceImpl final : public v1::ImageService::CallbackService {
   }
 
   Shared& shared_;
+};
+
+class LimitServiceImpl final : public v1::LimitService::CallbackService {
+ public:
+  explicit LimitServiceImpl(Shared& shared) : shared_(shared) {}
+
+  grpc::ServerUnaryReactor* Get(grpc::CallbackServerContext* context,
+                                const v1::GetLimitsRequest* /*request*/,
+                                v1::GetLimitsResponse* response) override {
+    return AnswerNow(shared_, context, [&] {
+      ToProto(shared_.manager.GetLimits(), response->mutable_limits());
+      return base::OkStatus();
+    });
+  }
+
+  grpc::ServerUnaryReactor* Set(grpc::CallbackServerContext* context,
+                                const v1::SetLimitsRequest* request,
+                                v1::SetLimitsResponse* response) override {
+    return AnswerNow(shared_, context, [&]() -> base::Status {
+      std::lock_guard lock(mutex_);
+      manager::Limits limits = shared_.manager.GetLimits();
+      Apply(request->limits(), limits);
+      BIM_RETURN_IF_ERROR(shared_.manager.SetLimits(limits));
+      ToProto(limits, response->mutable_limits());
+      return base::OkStatus();
+    });
+  }
+
+ private:
+  Shared& shared_;
+  // Of two callers that set different fields neither undoes the other's.
+  std::mutex mutex_;
 };
 
 class NodeServerImpl final : public NodeServer {
@@ -398,6 +430,7 @@ class NodeServerImpl final : public NodeServer {
     builder.RegisterService(&version_);
     builder.RegisterService(&disks_);
     builder.RegisterService(&images_);
+    builder.RegisterService(&limits_);
     connections_ = builder.experimental().AddExternalConnectionAcceptor(
         grpc::ServerBuilder::experimental_type::ExternalConnectionType::FROM_FD,
         grpc::InsecureServerCredentials());
@@ -452,6 +485,7 @@ class NodeServerImpl final : public NodeServer {
   VersionServiceImpl version_{shared_};
   DiskServiceImpl disks_{shared_};
   ImageServiceImpl images_{shared_};
+  LimitServiceImpl limits_{shared_};
   std::unique_ptr<grpc::experimental::ExternalConnectionAcceptor> connections_;
   std::unique_ptr<grpc::Server> server_;
   std::unique_ptr<Acceptor> acceptor_;

@@ -1,5 +1,5 @@
 // The gRPC server of proto/bim/v1: VersionService, DiskService, ImageService,
-// with reflection and the standard health service.
+// LimitService, with reflection and the standard health service.
 //
 // It accepts its connections itself and gives them to gRPC, so that the
 // listening sockets can be handed to a successor. Bounded: connections, open

@@ -149,6 +149,17 @@ Status Dir::RenameNew(const std::string& from, const std::string& to) const {
   return OkStatus();
 }
 
+Status Dir::Link(const std::string& from, const std::string& to) const {
+  BIM_RETURN_IF_ERROR(RemoveFile(to));
+  BIM_ASSIGN_OR_RETURN(auto source, Parent(from));
+  BIM_ASSIGN_OR_RETURN(auto target, Parent(to));
+  if (::linkat(source.first.get(), source.second.c_str(), target.first.get(),
+               target.second.c_str(), 0) != 0) {
+    return ErrnoError(errno, "cannot link " + path_ + "/" + from + " to " + to);
+  }
+  return OkStatus();
+}
+
 Status Dir::Sync() const {
   if (::fsync(fd_.get()) != 0) {
     return ErrnoError(errno, "cannot sync directory " + path_);

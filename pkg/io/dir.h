@@ -46,6 +46,8 @@ class Dir {
   // Removes an empty directory; fine when it is not there.
   base::Status RemoveDir(const std::string& relative) const;
   base::Status Rename(const std::string& from, const std::string& to) const;
+  // Gives the file `from` a second name (hard link), replacing what is there.
+  base::Status Link(const std::string& from, const std::string& to) const;
   // Fails with ALREADY_EXISTS when `to` exists.
   base::Status RenameNew(const std::string& from, const std::string& to) const;
   // fsync of this directory itself.

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <string>
 
 #include "pkg/io/dir.h"
 
@@ -15,18 +16,6 @@ namespace {
 
 std::string_view AsChars(std::span<const std::byte> data) {
   return {reinterpret_cast<const char*>(data.data()), data.size()};
-}
-
-base::Status Clear(int fd, std::span<const std::byte> zeros, uint64_t offset) {
-  if (::fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
-                  static_cast<off_t>(offset),
-                  static_cast<off_t>(zeros.size())) == 0) {
-    return base::OkStatus();
-  }
-  if (errno != EOPNOTSUPP && errno != ENOSYS) {
-    return base::ErrnoError(errno, "cannot punch a hole");
-  }
-  return PwriteAll(fd, AsChars(zeros), offset, "zeros");
 }
 
 // Aligned data directly, the rest (a file's tail) through the page cache.
@@ -90,9 +79,29 @@ base::Status WriteSparse(SparseFile& file, std::span<const std::byte> data,
     if (!hole) {
       BIM_RETURN_IF_ERROR(Write(file, run, offset + at));
     } else if (dirty) {
-      BIM_RETURN_IF_ERROR(Clear(file.fd, run, offset + at));
+      BIM_RETURN_IF_ERROR(MakeHole(file.fd, offset + at, offset + end));
     }
     at = end;
+  }
+  return base::OkStatus();
+}
+
+base::Status MakeHole(int fd, uint64_t begin, uint64_t end) {
+  if (begin >= end) return base::OkStatus();
+  if (::fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+                  static_cast<off_t>(begin),
+                  static_cast<off_t>(end - begin)) == 0) {
+    return base::OkStatus();
+  }
+  if (errno != EOPNOTSUPP && errno != ENOSYS) {
+    return base::ErrnoError(errno, "cannot punch a hole");
+  }
+  const std::string zeros(
+      static_cast<size_t>(std::min<uint64_t>(end - begin, 1 << 20)), '\0');
+  for (uint64_t at = begin; at < end; at += zeros.size()) {
+    BIM_RETURN_IF_ERROR(PwriteAll(
+        fd, std::string_view(zeros).substr(0, static_cast<size_t>(end - at)),
+        at, "zeros"));
   }
   return base::OkStatus();
 }

@@ -33,6 +33,10 @@ struct SparseFile {
 base::Status WriteSparse(SparseFile& file, std::span<const std::byte> data,
                          uint64_t offset, bool dirty);
 
+// Makes [begin, end) of a file, which may hold other bytes, read as zeros: a
+// hole where the file system can, written zeros where not.
+base::Status MakeHole(int fd, uint64_t begin, uint64_t end);
+
 // The next range that may hold data at or after `offset`, [begin, end); an
 // empty range at `size` when only a hole follows. Where the file system cannot
 // tell, all of the file is data.

@@ -19,6 +19,8 @@ std::string EncodeDesired(const Desired& desired) {
                  {"uuid", spec.uuid},
                  {"url", spec.source.url},
                  {"credential", spec.source.credential},
+                 {"peers", spec.source.peers},
+                 {"upload", spec.source.upload},
                  {"size", spec.size},
                  {"disks", spec.disks},
                  {"allDisks", spec.all_disks},
@@ -60,6 +62,9 @@ base::Result<Desired> DecodeDesired(std::string_view text) {
     object.at("uuid").get_to(spec.uuid);
     object.at("url").get_to(spec.source.url);
     object.at("credential").get_to(spec.source.credential);
+    // Not in records of the first version.
+    if (object.contains("peers")) object["peers"].get_to(spec.source.peers);
+    if (object.contains("upload")) object["upload"].get_to(spec.source.upload);
     object.at("size").get_to(spec.size);
     object.at("disks").get_to(spec.disks);
     object.at("allDisks").get_to(spec.all_disks);

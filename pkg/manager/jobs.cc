@@ -1,4 +1,4 @@
-// The work on copies: beginning it, doing it, and what its end means.
+// The work on copies: beginning it, and what its end means.
 
 #include <sys/stat.h>
 
@@ -32,53 +32,6 @@ uint64_t RealSize(const store::Disk& disk, const ImageKey& key) {
   return st.ok() ? static_cast<uint64_t>(st->st_blocks) * 512 : 0;
 }
 
-std::string ExpectedChecksum(const ImageSpec& spec) {
-  return spec.sha512 ? spec.sha512->Hex() : "";
-}
-
-// What of `found` contradicts what is expected; empty: nothing.
-std::string Difference(const ImageSpec& spec,
-                       const std::optional<store::ImageRecord>& known,
-                       const store::ImageRecord& found) {
-  if (spec.size != 0 && spec.size != found.stamp.size) {
-    return "expected size " + std::to_string(spec.size) + ", found " +
-           std::to_string(found.stamp.size);
-  }
-  const auto& sha512 = spec.sha512 ? spec.sha512
-                       : known     ? std::optional(known->sha512)
-                                   : std::nullopt;
-  if (sha512 && *sha512 != found.sha512) {
-    return "expected SHA-512 " + sha512->Hex() + ", found " +
-           found.sha512.Hex();
-  }
-  if (spec.sha256 && found.sha256 && *spec.sha256 != *found.sha256) {
-    return "expected SHA-256 " + spec.sha256->Hex() + ", found " +
-           found.sha256->Hex();
-  }
-  return "";
-}
-
-// "3 of 80 chunks differ, the first at byte 262144", when there is a manifest
-// to compare with.
-std::string DamagedChunks(const store::Disk& disk,
-                          const store::ImageRecord& found) {
-  const auto known = store::ReadRecord(disk.root(), found.key, true);
-  if (!known.ok() || known->chunks.size() != found.chunks.size() ||
-      known->chunk_size != found.chunk_size) {
-    return "";
-  }
-  size_t damaged = 0;
-  size_t first = 0;
-  for (size_t i = 0; i < found.chunks.size(); ++i) {
-    if (found.chunks[i] == known->chunks[i]) continue;
-    if (damaged++ == 0) first = i;
-  }
-  return "; " + std::to_string(damaged) + " of " +
-         std::to_string(found.chunks.size()) +
-         " chunks differ, the first at byte " +
-         std::to_string(first * found.chunk_size);
-}
-
 }  // namespace
 
 // --- beginning
@@ -96,17 +49,26 @@ void ManagerImpl::Reconcile(const ImageKey& key) {
                      copy.found_file, copy.damaged, copy.permanent, copy.due,
                      copy.partial});
   }
-  const std::vector<Step> steps = Plan(views, system_clock::now());
+  const auto now = system_clock::now();
+  const std::vector<Step> steps = Plan(views, now, image.spec.source.upload);
   size_t i = 0;
   for (auto& [disk_uuid, copy] : image.copies) {
     Step step = steps[i++];
-    if (step == Step::kNone && copy.state == CopyState::kReady &&
-        copy.running == Step::kNone && !copy.verify_tasks.empty() &&
-        UsableDisk(disk_uuid)) {
-      step = Step::kVerify;  // somebody asked for it
+    // Somebody asked for it, or the whole was never proven.
+    const bool asked = !copy.verify_tasks.empty() &&
+                       (copy.state == CopyState::kReady || copy.damaged);
+    const bool pending = copy.state == CopyState::kReady && copy.record &&
+                         copy.record->sha512_pending;
+    if (step == Step::kNone && copy.running == Step::kNone &&
+        (asked || pending) && UsableDisk(disk_uuid)) {
+      step = Step::kVerify;
     }
     if (step == Step::kNone) continue;
-    if (step != Step::kWait && HasSlot(step)) {
+    if (step == Step::kUpload) {
+      AwaitUpload(key, image, disk_uuid, copy, now);
+      continue;
+    }
+    if (step != Step::kWait && HasSlot(step, disk_uuid)) {
       if (copy.state == CopyState::kReady) copy.verify = VerifyState::kRunning;
       BeginJob(key, image, disk_uuid, copy, step);
       continue;
@@ -126,11 +88,14 @@ void ManagerImpl::Reconcile(const ImageKey& key) {
   }
 }
 
-bool ManagerImpl::HasSlot(Step step) const {
+bool ManagerImpl::HasSlot(Step step, const std::string& disk_uuid) const {
   if (step == Step::kScan || step == Step::kVerify) {
     return running_scans_ < kMaxScans;
   }
-  return running_jobs_ - running_scans_ < options_.max_transfers;
+  const auto on_disk = running_on_disk_.find(disk_uuid);
+  return running_jobs_ - running_scans_ < limits_.transfers &&
+         (on_disk == running_on_disk_.end() ||
+          on_disk->second < limits_.transfers_per_disk);
 }
 
 void ManagerImpl::BeginWaiting() {
@@ -142,9 +107,9 @@ void ManagerImpl::BeginWaiting() {
   }
 }
 
-void ManagerImpl::BeginJob(const ImageKey& key, ImageEntry& image,
-                           const std::string& disk_uuid, CopyEntry& copy,
-                           Step step) {
+ManagerImpl::Job ManagerImpl::BeginJob(const ImageKey& key, ImageEntry& image,
+                                       const std::string& disk_uuid,
+                                       CopyEntry& copy, Step step) {
   Job job;
   job.id = next_job_++;
   job.step = step;
@@ -173,11 +138,19 @@ void ManagerImpl::BeginJob(const ImageKey& key, ImageEntry& image,
   copy.running = step;
   copy.job = job.id;
   copy.due.reset();
-  if (step == Step::kDownload) {
+  if (step == Step::kDownload || step == Step::kUpload) {
     job.ingest = copy.ingest;
   } else {
     Retire(copy);
   }
+  job.repair = RepairAsked(copy);
+  // A mere reading leaves what the last transfer told.
+  const bool transfers =
+      step != Step::kScan && (step != Step::kVerify || job.repair);
+  if (!copy.progress || (transfers && !job.ingest)) {
+    copy.progress = std::make_shared<transfer::Progress>();
+  }
+  job.progress = copy.progress;
   if (step == Step::kScan || step == Step::kVerify) {
     copy.scanned = std::make_shared<std::atomic<uint64_t>>(0);
     job.scanned = copy.scanned;
@@ -188,15 +161,30 @@ void ManagerImpl::BeginJob(const ImageKey& key, ImageEntry& image,
   }
   Touch(key, image);
   const bool scan = step == Step::kScan || step == Step::kVerify;
-  ++running_jobs_;
-  if (scan) ++running_scans_;
+  CountJob(job, +1);
   ArmProgressTimer();
+  if (step == Step::kUpload) return job;  // on the thread of who brings it
   exec::WorkerPool& pool = scan ? scans_ : transfers_;
+  Job counted;
+  counted.step = step;
+  counted.disk_uuid = disk_uuid;
   if (!pool.Submit(
           [this, job = std::move(job)]() mutable { RunJob(std::move(job)); })) {
-    --running_jobs_;
-    if (scan) --running_scans_;
+    CountJob(counted, -1);
     copy.running = Step::kNone;
+  }
+  return Job();
+}
+
+void ManagerImpl::CountJob(const Job& job, int change) {
+  const auto add = [change](size_t& count) {
+    count = change > 0 ? count + 1 : count - 1;
+  };
+  add(running_jobs_);
+  if (job.step == Step::kScan || job.step == Step::kVerify) {
+    add(running_scans_);
+  } else {
+    add(running_on_disk_[job.disk_uuid]);
   }
 }
 
@@ -222,346 +210,6 @@ bool ManagerImpl::AwaitJobs(
   });
 }
 
-// --- doing
-
-void ManagerImpl::RunJob(Job job) {
-  JobEnd end;
-  if (job.stop.stop_requested()) {
-    end.status = base::CancelledError("stopped");
-    end.failure = transfer::Failure::kCancelled;
-  } else {
-    switch (job.step) {
-      case Step::kDownload:
-        end = Download(job);
-        break;
-      case Step::kCopy:
-        end = CopyFromDisk(job);
-        break;
-      case Step::kScan:
-        end = ScanFile(job);
-        break;
-      case Step::kVerify:
-        end = VerifyFile(job);
-        break;
-      case Step::kNone:
-      case Step::kWait:
-        break;
-    }
-  }
-  EndJob(job, std::move(end));
-}
-
-store::IngestOptions ManagerImpl::IngestOptionsOf(
-    const Job& job, const std::string& origin) const {
-  store::IngestOptions options;
-  options.expect_sha512 = job.spec.sha512;
-  options.expect_sha256 = job.spec.sha256;
-  options.file_mode = options_.file_mode;
-  options.origin = origin;
-  options.shown_checksum = ExpectedChecksum(job.spec);
-  return options;
-}
-
-CopyEntry* ManagerImpl::CopyOf(const Job& job) {
-  const auto it = images_.find(job.key);
-  if (it == images_.end()) return nullptr;
-  const auto copy = it->second.copies.find(job.disk_uuid);
-  return copy != it->second.copies.end() && copy->second.job == job.id
-             ? &copy->second
-             : nullptr;
-}
-
-void ManagerImpl::ShowIngest(const Job& job,
-                             const std::shared_ptr<store::Ingest>& ingest) {
-  Lock lock(mutex_);
-  if (CopyEntry* copy = CopyOf(job)) copy->ingest = ingest;
-}
-
-void ManagerImpl::JobState(const Job& job, CopyState state,
-                           std::string message) {
-  {
-    Lock lock(mutex_);
-    CopyEntry* copy = CopyOf(job);
-    if (copy == nullptr || copy->running == Step::kNone ||
-        copy->state == CopyState::kUnknown) {
-      return;
-    }
-    SetState(*copy, state, std::move(message));
-    Touch(job.key, images_.at(job.key));
-  }
-  Notify();
-}
-
-ManagerImpl::JobEnd ManagerImpl::Download(const Job& job) {
-  JobEnd end;
-  const auto fail = [&](Status status, transfer::Failure failure) {
-    end.status = std::move(status);
-    end.failure = failure;
-    return std::move(end);
-  };
-  const auto disk_failure = [&](Status status) {
-    const bool final = status.code() == Code::kAlreadyExists ||
-                       status.code() == Code::kFailedPrecondition;
-    return fail(std::move(status), final ? transfer::Failure::kPermanent
-                                         : transfer::Failure::kDisk);
-  };
-  end.ingest = job.ingest;
-  if (!end.ingest) {
-    // What was wanted here before this process knew may be done already.
-    CopyEntry judged =
-        Judge(job.spec, InspectOn(*job.disk, job.spec), *job.disk);
-    if (judged.state == CopyState::kReady) {
-      end.record = std::move(judged.record);
-      return end;
-    }
-    if (judged.state != CopyState::kPending || judged.found_file) {
-      end = ScanFile(job);
-      if (!end.file_gone) return end;
-      end = JobEnd();
-    }
-    const auto desired = job.disk->root().Stat(store::DesiredFile(job.key));
-    if (!desired.ok()) {
-      Status put =
-          job.disk->PutDesired(job.key, EncodeDesired(Desired{job.spec}));
-      if (!put.ok()) return disk_failure(std::move(put));
-    }
-    auto opened = store::Ingest::Open(job.disk, job.key,
-                                      IngestOptionsOf(job, "download"));
-    if (!opened.ok()) return disk_failure(opened.status());
-    end.ingest = *std::move(opened);
-    ShowIngest(job, end.ingest);
-  }
-  auto source = transfer::MakeUrlSource(
-      job.spec.source.url, job.spec.source.credential, options_.transfer);
-  if (!source.ok()) {
-    return fail(source.status(), transfer::Failure::kPermanent);
-  }
-  const uint64_t before = end.ingest->position();
-  transfer::PullResult pulled = transfer::Pull(
-      **source, *end.ingest, {job.spec.size, options_.transfer.max_image_size},
-      [&] { JobState(job, CopyState::kInProgress, ""); }, job.stop);
-  end.status = std::move(pulled.outcome.status);
-  end.failure = pulled.outcome.failure;
-  end.retry_after = pulled.outcome.retry_after;
-  end.progress =
-      end.ingest->position() > std::max(before, pulled.resumed_bytes);
-  if (pulled.record) {
-    end.record = std::move(pulled.record);
-    end.ingest.reset();
-  }
-  return end;
-}
-
-ManagerImpl::JobEnd ManagerImpl::CopyFromDisk(const Job& job) {
-  JobEnd end;
-  const auto fail = [&](Status status, transfer::Failure failure) {
-    end.status = std::move(status);
-    end.failure = failure;
-    return std::move(end);
-  };
-  CopyEntry judged = Judge(job.spec, InspectOn(*job.disk, job.spec), *job.disk);
-  if (judged.state == CopyState::kReady) {
-    end.record = std::move(judged.record);
-    return end;
-  }
-  if (judged.state != CopyState::kPending || judged.found_file) {
-    end = ScanFile(job);
-    if (!end.file_gone) return end;
-    end = JobEnd();
-  }
-  if (!job.disk->root().Stat(store::DesiredFile(job.key)).ok()) {
-    Status put =
-        job.disk->PutDesired(job.key, EncodeDesired(Desired{job.spec}));
-    if (!put.ok()) return fail(std::move(put), transfer::Failure::kDisk);
-  }
-  const io::Dir& from = job.source_disk->root();
-  auto file = from.OpenFile(store::DataFile(job.key), O_RDONLY | O_NONBLOCK);
-  if (!file.ok()) return fail(file.status(), transfer::Failure::kTransient);
-  auto record = store::ReadRecord(from, job.key, true);
-  if (!record.ok()) record = *job.record;  // without a manifest
-  struct stat st = {};
-  if (::fstat(file->get(), &st) != 0 ||
-      !store::Matches(record->stamp, store::StampOf(st))) {
-    end.source_damaged = true;  // or touched: verification will tell
-    return fail(base::AbortedError("the copy on disk " +
-                                   job.source_disk->uuid() + " was modified"),
-                transfer::Failure::kTransient);
-  }
-  record->stamp = store::StampOf(st);
-  JobState(job, CopyState::kInProgress, "");
-  store::ImageRecord cloned = *record;
-  cloned.origin = "reflink";
-  auto reflinked =
-      store::Reflink(*job.disk, job.key, file->get(), cloned,
-                     options_.file_mode, ExpectedChecksum(job.spec));
-  if (reflinked.ok()) {
-    end.record = *std::move(reflinked);
-    return end;
-  }
-  if (reflinked.status().code() != Code::kUnimplemented) {
-    return fail(reflinked.status(), transfer::Failure::kDisk);
-  }
-  store::IngestOptions options = IngestOptionsOf(job, "copy");
-  options.expect_sha512 = record->sha512;
-  options.reference = std::make_shared<const store::ImageRecord>(*record);
-  auto opened = store::Ingest::Open(job.disk, job.key, std::move(options));
-  if (!opened.ok()) return fail(opened.status(), transfer::Failure::kDisk);
-  end.ingest = *std::move(opened);
-  ShowIngest(job, end.ingest);
-  const auto source =
-      transfer::MakeFileSource(*std::move(file), *std::move(record));
-  transfer::PullResult pulled = transfer::Pull(
-      *source, *end.ingest, {}, [] {}, job.stop);
-  end.status = std::move(pulled.outcome.status);
-  end.failure = pulled.outcome.failure;
-  if (pulled.record) {
-    end.record = std::move(pulled.record);
-  } else if (end.failure == transfer::Failure::kPermanent) {
-    // The ready copy is not what its manifest says.
-    end.source_damaged = true;
-    end.status =
-        end.status.WithContext("the copy on disk " + job.source_disk->uuid());
-    end.failure = transfer::Failure::kTransient;
-  }
-  // The next attempt looks for a source anew.
-  end.ingest.reset();
-  return end;
-}
-
-Result<store::ImageRecord> ManagerImpl::ScanOf(const Job& job) {
-  const bool want_sha256 =
-      job.spec.sha256 || (job.record && job.record->sha256);
-  return store::Scan(*job.disk, job.key, want_sha256, job.stop,
-                     [&](uint64_t done) {
-                       if (job.scanned) job.scanned->store(done);
-                     });
-}
-
-ManagerImpl::JobEnd ManagerImpl::ScanFile(const Job& job) {
-  JobEnd end;
-  JobState(job, CopyState::kInProgress, "checking the file that lies there");
-  const auto found = InspectOn(*job.disk, job.spec);
-  const std::string what = job.disk->path() + "/" + store::DataFile(job.key);
-  std::string difference;
-  if (found.ok() && job.spec.size != 0 && found->stamp.size != job.spec.size) {
-    difference = "expected size " + std::to_string(job.spec.size) + ", found " +
-                 std::to_string(found->stamp.size);
-  }
-  std::optional<store::ImageRecord> known;
-  if (found.ok() && (found->kind == store::Found::Kind::kChanged ||
-                     found->kind == store::Found::Kind::kReady)) {
-    known = found->record;
-  }
-  if (difference.empty()) {
-    auto scanned = ScanOf(job);
-    if (!scanned.ok()) {
-      end.status = scanned.status();
-      switch (scanned.status().code()) {
-        case Code::kCancelled:
-          end.failure = transfer::Failure::kCancelled;
-          break;
-        case Code::kNotFound:
-          end.file_gone = true;
-          break;
-        case Code::kAborted:
-          end.failure = transfer::Failure::kTransient;
-          break;
-        case Code::kDataLoss:
-        case Code::kFailedPrecondition:
-          end.failure = transfer::Failure::kPermanent;
-          end.damaged = true;
-          end.status = scanned.status().WithContext(
-              what +
-              " lies at the image's place, is no sound image, and is "
-              "left alone");
-          break;
-        default:
-          end.failure = transfer::Failure::kDisk;
-      }
-      return end;
-    }
-    difference = Difference(job.spec, known, *scanned);
-    if (difference.empty()) {
-      scanned->origin = "reused file, rehashed";
-      Status written =
-          store::WriteRecord(*job.disk, *scanned, ExpectedChecksum(job.spec));
-      if (!written.ok()) {
-        end.status = std::move(written);
-        end.failure = transfer::Failure::kDisk;
-        return end;
-      }
-      scanned->chunks.clear();
-      end.record = *std::move(scanned);
-      return end;
-    }
-  }
-  BIM_LOG_WARN("{} is not the image that is wanted ({}): replaced", what,
-               difference);
-  if (Status removed = store::RemoveImage(*job.disk, job.key, true);
-      !removed.ok()) {
-    end.status = std::move(removed);
-    end.failure = transfer::Failure::kDisk;
-    return end;
-  }
-  end.file_gone = true;
-  return end;
-}
-
-ManagerImpl::JobEnd ManagerImpl::VerifyFile(const Job& job) {
-  JobEnd end;
-  auto scanned = ScanOf(job);
-  if (!scanned.ok()) {
-    end.status = scanned.status();
-    switch (end.status.code()) {
-      case Code::kCancelled:
-        end.failure = transfer::Failure::kCancelled;
-        return end;
-      case Code::kNotFound:
-        end.file_gone = true;
-        return end;
-      case Code::kFailedPrecondition:
-      case Code::kDataLoss:
-        end.damaged = true;
-        end.failure = transfer::Failure::kPermanent;
-        break;
-      default:
-        end.failure = transfer::Failure::kDisk;
-        return end;
-    }
-  } else {
-    const std::string difference = Difference(job.spec, job.record, *scanned);
-    if (difference.empty()) {
-      scanned->origin = job.record ? job.record->origin : "";
-      const Status written =
-          store::WriteRecord(*job.disk, *scanned, ExpectedChecksum(job.spec));
-      if (!written.ok()) {
-        // Proven all the same; a restart will have to prove it again.
-        BIM_LOG_WARN(
-            "image {} ({}) on disk {}: cannot record that it was verified: {}",
-            job.key.name, job.key.uuid, job.disk_uuid, written.message());
-      }
-      scanned->chunks.clear();
-      end.record = *std::move(scanned);
-      return end;
-    }
-    end.judged = scanned->stamp;
-    end.damaged = true;
-    end.failure = transfer::Failure::kPermanent;
-    end.status =
-        base::DataLossError("the content is not what it was: " + difference +
-                            DamagedChunks(*job.disk, *scanned));
-  }
-  end.status =
-      end.status.WithContext(job.disk->path() + "/" + store::DataFile(job.key));
-  if (!end.judged) {
-    if (const auto st = job.disk->root().Stat(store::DataFile(job.key));
-        st.ok()) {
-      end.judged = store::StampOf(*st);
-    }
-  }
-  return end;
-}
-
 // --- ending
 
 Desired ManagerImpl::DesiredOf(const ImageEntry& image,
@@ -576,8 +224,17 @@ Desired ManagerImpl::DesiredOf(const ImageEntry& image,
   return desired;
 }
 
+bool ManagerImpl::RepairAsked(const CopyEntry& copy) const {
+  return std::any_of(
+      copy.verify_tasks.begin(), copy.verify_tasks.end(), [&](uint64_t id) {
+        const auto task = verify_tasks_.find(id);
+        return task != verify_tasks_.end() && task->second.repair;
+      });
+}
+
 void ManagerImpl::EndVerify(CopyEntry& copy, const std::string& disk_uuid,
-                            bool ok, const std::string& message) {
+                            bool ok, const std::string& message,
+                            uint64_t repaired_chunks) {
   copy.verify = ok ? VerifyState::kOk : VerifyState::kFailed;
   for (const uint64_t id : copy.verify_tasks) {
     const auto it = verify_tasks_.find(id);
@@ -585,6 +242,7 @@ void ManagerImpl::EndVerify(CopyEntry& copy, const std::string& disk_uuid,
     VerifyTask& task = it->second;
     task.waiting.erase(disk_uuid);
     task.finished_bytes += copy.record ? copy.record->stamp.size : 0;
+    task.repaired_chunks += repaired_chunks;
     task.ok = task.ok && ok;
     if (!ok && task.message.empty()) task.message = message;
   }
@@ -599,8 +257,7 @@ void ManagerImpl::EndJob(Job& job, JobEnd end) {
   std::vector<std::pair<std::shared_ptr<store::Disk>, Desired>> documents;
   bool check_disks = false;
   Lock lock(mutex_);
-  --running_jobs_;
-  if (job.step == Step::kScan || job.step == Step::kVerify) --running_scans_;
+  CountJob(job, -1);
   CopyEntry* copy = CopyOf(job);
   if (copy == nullptr) {
     BeginWaiting();
@@ -643,10 +300,19 @@ void ManagerImpl::EndJob(Job& job, JobEnd end) {
                    copy->record->origin, copy->record->stamp.size);
     }
     SetState(*copy, CopyState::kReady, "");
-    if (job.step == Step::kVerify) EndVerify(*copy, job.disk_uuid, true, "");
+    if (job.step == Step::kVerify) {
+      EndVerify(*copy, job.disk_uuid, true, "", end.repaired_chunks);
+    }
     if (was_failed) documents.emplace_back(job.disk, DesiredOf(image, *copy));
+  } else if (end.waits) {
+    // Its bytes are kept for the next request.
+    copy->partial = end.upload_offset > 0;
+    copy->upload_offset = end.upload_offset;
+    copy->upload_size = end.upload_size;
+    copy->due = system_clock::now() + options_.upload_expiry;
+    SetState(*copy, CopyState::kPending, end.status.message());
   } else {
-    copy->partial = end.ingest && end.ingest->position() > 0;
+    copy->partial = end.ingest && end.ingest->stored_bytes() > 0;
     ApplyFailure(job, image, *copy, end);
     check_disks = end.failure == transfer::Failure::kDisk;
     if (copy->state == CopyState::kFailed && !copy->damaged) {
@@ -697,8 +363,13 @@ void ManagerImpl::EndJob(Job& job, JobEnd end) {
   copy = CopyOf(job);
   if (copy != nullptr) {
     copy->running = Step::kNone;
+    copy->dropping = false;
     copy->scanned.reset();
-    if (!copy->verify_tasks.empty() && copy->state != CopyState::kReady) {
+    // A repair that was asked for while the copy was only being read begins
+    // now.
+    const bool repair = copy->damaged && !job.repair && RepairAsked(*copy);
+    if (!copy->verify_tasks.empty() && copy->state != CopyState::kReady &&
+        copy->state != CopyState::kUnknown && !repair) {
       EndVerify(*copy, job.disk_uuid, false,
                 "the copy is " + std::string(CopyStateName(copy->state)));
     }
@@ -746,7 +417,7 @@ void ManagerImpl::ApplyFailure(const Job& job, ImageEntry& image,
     copy.permanent = true;
     if (end.judged) copy.judged = end.judged;
     SetState(copy, CopyState::kFailed, message);
-    if (job.step == Step::kVerify) {
+    if (job.step == Step::kVerify && (job.repair || !RepairAsked(copy))) {
       EndVerify(copy, job.disk_uuid, false, message);
     }
     return;

@@ -24,6 +24,28 @@ constexpr uint32_t kMaxPage = 1000;
 constexpr size_t kKeptVerifyTasks = 256;
 constexpr size_t kMaxUrl = 8192;
 
+Status CheckLimits(const Limits& limits) {
+  const auto rate = [](const char* name, uint64_t value) -> Status {
+    if (value == 0 || value >= kMinRate) return base::OkStatus();
+    return base::InvalidArgumentError(
+        std::string(name) + ": expected 0 (no limit) or at least " +
+        std::to_string(kMinRate) + " bytes a second, found " +
+        std::to_string(value));
+  };
+  const auto count = [](const char* name, uint32_t value) -> Status {
+    if (value >= 1 && value <= kMaxTransfers) return base::OkStatus();
+    return base::InvalidArgumentError(std::string(name) + ": expected 1 to " +
+                                      std::to_string(kMaxTransfers) +
+                                      ", found " + std::to_string(value));
+  };
+  BIM_RETURN_IF_ERROR(rate("download_rate", limits.download_rate));
+  BIM_RETURN_IF_ERROR(rate("peer_rate", limits.peer_rate));
+  BIM_RETURN_IF_ERROR(
+      rate("background_read_rate", limits.background_read_rate));
+  BIM_RETURN_IF_ERROR(count("transfers", limits.transfers));
+  return count("transfers_per_disk", limits.transfers_per_disk);
+}
+
 std::string Shown(const ImageKey& key) {
   return "image '" + key.name + "' with uuid '" + key.uuid + "'";
 }
@@ -32,10 +54,10 @@ std::string Shown(const ImageKey& key) {
 
 Result<std::unique_ptr<Manager>> Manager::Create(Options options,
                                                  exec::EventLoop& loop) {
-  if (options.max_transfers == 0 || options.manager_id.empty()) {
-    return base::InvalidArgumentError(
-        "the manager needs an id and at least one transfer at a time");
+  if (options.manager_id.empty()) {
+    return base::InvalidArgumentError("the manager needs an id");
   }
+  BIM_RETURN_IF_ERROR(CheckLimits(options.limits));
   auto manager = std::make_unique<ManagerImpl>(std::move(options), loop);
   BIM_RETURN_IF_ERROR(manager->LoadState());
   return std::unique_ptr<Manager>(std::move(manager));
@@ -43,11 +65,17 @@ Result<std::unique_ptr<Manager>> Manager::Create(Options options,
 
 ManagerImpl::ManagerImpl(Options options, exec::EventLoop& loop)
     : options_(std::move(options)),
+      download_rate_(options_.limits.download_rate),
+      peer_rate_(options_.limits.peer_rate),
+      send_rate_(
+          std::make_shared<exec::RateLimiter>(options_.limits.peer_rate)),
+      scan_rate_(options_.limits.background_read_rate),
       instance_(base::GenerateUuid()),
       loop_(loop),
-      transfers_("bim-transfer", options_.max_transfers),
+      transfers_("bim-transfer", kMaxTransfers),
       scans_("bim-scan", kMaxScans),
       control_("bim-control", 2),
+      limits_(options_.limits),
       disk_timer_(loop.context()),
       retry_timer_(loop.context()),
       progress_timer_(loop.context()) {}
@@ -162,8 +190,28 @@ Result<ImageSpec> ManagerImpl::Resolve(ImageSpec spec) {
         "source.url has " + std::to_string(spec.source.url.size()) +
         " bytes, at most " + std::to_string(kMaxUrl) + " are allowed");
   }
-  BIM_RETURN_IF_ERROR(
-      transfer::CheckSourceUrl(spec.source.url, options_.transfer));
+  const SourceSpec& source = spec.source;
+  if (source.url.empty() && source.peers.empty() && !source.upload) {
+    return base::InvalidArgumentError(
+        "the source is missing: expected source.url, source.peers or "
+        "source.upload");
+  }
+  if (source.upload && (!source.url.empty() || !source.peers.empty())) {
+    return base::InvalidArgumentError(
+        "source.upload goes without source.url and source.peers");
+  }
+  if (source.url.empty() && !source.peers.empty() && spec.uuid.empty()) {
+    return base::InvalidArgumentError(
+        "an image that comes from peers alone is asked for by its uuid: state "
+        "it");
+  }
+  if (!source.peers.empty() && !options_.peers) {
+    return base::UnimplementedError("this manager cannot ask peers");
+  }
+  if (!source.url.empty()) {
+    BIM_RETURN_IF_ERROR(
+        transfer::CheckSourceUrl(source.url, options_.transfer));
+  }
   if (!spec.source.credential.empty()) {
     BIM_RETURN_IF_ERROR(base::CheckName(spec.source.credential, "credential"));
   }
@@ -263,11 +311,42 @@ void ManagerImpl::AwaitEnsured(Lock& lock, std::string_view name) {
   });
 }
 
+Manager::Ensured ManagerImpl::ChangePeers(Lock& lock, const ImageKey& key,
+                                          ImageSpec spec) {
+  ImageEntry& image = images_.at(key);
+  image.spec = std::move(spec);
+  std::vector<std::pair<std::shared_ptr<store::Disk>, Desired>> documents;
+  for (auto& [disk_uuid, copy] : image.copies) {
+    // The new ones may have what the old ones had not.
+    if (copy.state == CopyState::kFailed && !copy.damaged) {
+      copy.permanent = false;
+      copy.due.reset();
+    }
+    if (auto disk = UsableDisk(disk_uuid)) {
+      documents.emplace_back(std::move(disk), DesiredOf(image, copy));
+    }
+  }
+  Touch(key, image);
+  Reconcile(key);
+  Ensured ensured{StatusOf(key, image), false};
+  lock.unlock();
+  for (const auto& [disk, desired] : documents) {
+    const Status put = disk->PutDesired(key, EncodeDesired(desired));
+    if (!put.ok()) {
+      BIM_LOG_WARN("disk {}: cannot remember the peers of image {}: {}",
+                   disk->uuid(), key.name, put.message());
+    }
+  }
+  Notify();
+  return ensured;
+}
+
 Result<Manager::Ensured> ManagerImpl::Ensure(ImageSpec given) {
   ImageSpec spec;
   ImageKey key;
   std::vector<std::shared_ptr<store::Disk>> disks;
   std::vector<std::pair<std::string, std::string>> unusable;  // uuid, why
+  std::optional<ImageKey> known;
   {
     Lock lock(mutex_);
     if (stopping_) return base::UnavailableError("the daemon is stopping");
@@ -281,17 +360,19 @@ Result<Manager::Ensured> ManagerImpl::Ensure(ImageSpec given) {
            ++it) {
         ImageSpec same = it->second.spec;
         same.uuid.clear();
+        same.source.peers = spec.source.peers;
         if (same == spec && !it->second.removing) {
-          return Ensured{StatusOf(it->first, it->second), false};
+          known = it->first;
+          break;
         }
       }
-      if (first != images_.end() && first->first.name == spec.name) {
+      if (!known && first != images_.end() && first->first.name == spec.name) {
         return base::AlreadyExistsError(
             Shown(first->first) +
             " already exists with another spec: remove it first, or state "
             "another uuid");
       }
-      spec.uuid = base::GenerateUuid();
+      spec.uuid = known ? known->uuid : base::GenerateUuid();
     }
     key = {spec.name, spec.uuid};
     for (const auto& [other, image] : images_) {
@@ -307,8 +388,13 @@ Result<Manager::Ensured> ManagerImpl::Ensure(ImageSpec given) {
         return base::UnavailableError(Shown(key) +
                                       " is being removed; try again");
       }
-      if (it->second.spec == spec) {
-        return Ensured{StatusOf(key, it->second), false};
+      ImageSpec same = it->second.spec;
+      same.source.peers = spec.source.peers;
+      if (same == spec) {
+        if (it->second.spec == spec) {
+          return Ensured{StatusOf(key, it->second), false};
+        }
+        return ChangePeers(lock, key, std::move(spec));
       }
       return base::AlreadyExistsError(
           Shown(key) +
@@ -521,9 +607,10 @@ Status ManagerImpl::Remove(std::string_view name, std::string_view uuid,
   return status;
 }
 
-Result<uint64_t> ManagerImpl::StartVerify(
-    std::string_view name, std::string_view uuid,
-    const std::vector<std::string>& disks) {
+Result<uint64_t> ManagerImpl::StartVerify(std::string_view name,
+                                          std::string_view uuid,
+                                          const std::vector<std::string>& disks,
+                                          bool repair) {
   uint64_t id = 0;
   {
     Lock lock(mutex_);
@@ -539,7 +626,10 @@ Result<uint64_t> ManagerImpl::StartVerify(
                                    " on disk '" + base::Printable(disk) + "'");
       }
       const CopyEntry& copy = image.copies.at(entry->expected_uuid);
-      if (copy.state != CopyState::kReady) {
+      // One that is being read again anyway is as good.
+      if (copy.state != CopyState::kReady &&
+          !(copy.state == CopyState::kUnknown && entry->disk) &&
+          !(repair && copy.damaged)) {
         return base::FailedPreconditionError(
             "the copy on disk " + entry->expected_uuid + " is " +
             std::string(CopyStateName(copy.state)) +
@@ -549,7 +639,11 @@ Result<uint64_t> ManagerImpl::StartVerify(
     }
     if (disks.empty()) {
       for (const auto& [disk_uuid, copy] : image.copies) {
-        if (copy.state == CopyState::kReady) chosen.insert(disk_uuid);
+        if (copy.state == CopyState::kReady ||
+            (copy.state == CopyState::kUnknown && UsableDisk(disk_uuid)) ||
+            (repair && copy.damaged)) {
+          chosen.insert(disk_uuid);
+        }
       }
       if (chosen.empty()) {
         return base::FailedPreconditionError(
@@ -561,9 +655,10 @@ Result<uint64_t> ManagerImpl::StartVerify(
     VerifyTask& task = verify_tasks_[id];
     task.key = key;
     task.waiting = chosen;
+    task.repair = repair;
     for (const std::string& disk_uuid : chosen) {
       CopyEntry& copy = image.copies.at(disk_uuid);
-      task.total_bytes += copy.record->stamp.size;
+      task.total_bytes += copy.record ? copy.record->stamp.size : 0;
       copy.verify_tasks.push_back(id);
     }
     Reconcile(key);
@@ -599,6 +694,7 @@ Result<VerifyProgress> ManagerImpl::VerifyProgressOf(uint64_t id) {
   progress.done = task.waiting.empty();
   progress.ok = progress.done && task.ok;
   progress.message = task.message;
+  progress.repaired_chunks = task.repaired_chunks;
   return progress;
 }
 
@@ -608,6 +704,7 @@ Result<OpenImage> ManagerImpl::Open(std::string_view name,
   ImageKey key;
   std::vector<std::pair<std::shared_ptr<store::Disk>, store::ImageRecord>>
       ready;
+  std::shared_ptr<exec::Turns> turns;
   {
     Lock lock(mutex_);
     BIM_ASSIGN_OR_RETURN(auto it, Find(name, uuid));
@@ -637,6 +734,10 @@ Result<OpenImage> ManagerImpl::Open(std::string_view name,
           Shown(key) + " is not ready: it is " +
           std::string(CopyStateName(StatusOf(key, it->second).state)));
     }
+    if (!it->second.turns) {
+      it->second.turns = exec::Turns::Make(options_.readers_per_image);
+    }
+    turns = it->second.turns;
   }
   Status last;
   for (const auto& [disk, record] : ready) {
@@ -654,9 +755,62 @@ Result<OpenImage> ManagerImpl::Open(std::string_view name,
                                            " was modified and is not ready");
       continue;
     }
-    return OpenImage{*std::move(fd), record.stamp.size, record.sha512.Hex()};
+    return OpenImage{*std::move(fd), record.stamp.size, record.sha512.Hex(),
+                     turns, send_rate_};
   }
   return last;
+}
+
+Result<store::ImageRecord> ManagerImpl::Manifest(std::string_view name,
+                                                 std::string_view uuid) {
+  ImageKey key;
+  std::vector<std::pair<std::shared_ptr<store::Disk>, store::ImageRecord>>
+      ready;
+  {
+    Lock lock(mutex_);
+    BIM_ASSIGN_OR_RETURN(auto it, Find(name, uuid));
+    key = it->first;
+    for (const auto& [disk_uuid, copy] : it->second.copies) {
+      if (copy.state != CopyState::kReady || !copy.record) continue;
+      if (auto disk = UsableDisk(disk_uuid)) {
+        ready.emplace_back(std::move(disk), *copy.record);
+      }
+    }
+    if (ready.empty()) {
+      return base::FailedPreconditionError(
+          Shown(key) + " is not ready: it is " +
+          std::string(CopyStateName(StatusOf(key, it->second).state)));
+    }
+  }
+  for (const auto& [disk, known] : ready) {
+    auto record = store::ReadRecord(disk->root(), key, true);
+    if (record.ok() && record->sha512 == known.sha512 &&
+        !record->chunks.empty()) {
+      return record;
+    }
+  }
+  // Of a file that came without a manifest: what is known.
+  return ready.front().second;
+}
+
+Limits ManagerImpl::GetLimits() {
+  Lock lock(mutex_);
+  return limits_;
+}
+
+Status ManagerImpl::SetLimits(const Limits& limits) {
+  BIM_RETURN_IF_ERROR(CheckLimits(limits));
+  download_rate_.SetRate(limits.download_rate);
+  peer_rate_.SetRate(limits.peer_rate);
+  send_rate_->SetRate(limits.peer_rate);
+  scan_rate_.SetRate(limits.background_read_rate);
+  {
+    Lock lock(mutex_);
+    limits_ = limits;
+    BeginWaiting();
+  }
+  Notify();
+  return base::OkStatus();
 }
 
 }  // namespace bim::manager

@@ -12,6 +12,7 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -19,8 +20,12 @@
 #include "pkg/base/status.h"
 #include "pkg/base/unique_fd.h"
 #include "pkg/exec/event_loop.h"
+#include "pkg/exec/rate_limiter.h"
+#include "pkg/exec/turns.h"
 #include "pkg/manager/types.h"
+#include "pkg/store/record.h"
 #include "pkg/transfer/options.h"
+#include "pkg/transfer/peers.h"
 
 namespace bim::manager {
 
@@ -31,12 +36,18 @@ struct Options {
   // Where the list of added disks is kept (one file, disks.json).
   std::string state_dir;
   std::vector<std::string> disk_paths;  // from the configuration
-  size_t max_transfers = 8;             // at once, on the whole node
+  Limits limits;
+  // Readers of one image over the data port at once; others wait their turn.
+  size_t readers_per_image = 3;
+  // An upload to which nothing came for so long is dropped.
+  std::chrono::milliseconds upload_expiry{24 * 3600 * 1000};
   std::chrono::milliseconds backoff_first{60'000};
   std::chrono::milliseconds backoff_max{300'000};
   std::chrono::milliseconds disk_check_interval{5'000};
   uint32_t file_mode = 0644;  // of image files
   transfer::Options transfer;
+  // Who peers are; null: sources with peers fail.
+  std::shared_ptr<transfer::PeerResolver> peers;
 };
 
 // Where a watcher is; a value, default: at the very beginning.
@@ -53,6 +64,29 @@ struct OpenImage {
   base::UniqueFd fd;
   uint64_t size = 0;
   std::string sha512_hex;
+  std::shared_ptr<exec::Turns> turns;       // of this image's readers
+  std::shared_ptr<exec::RateLimiter> rate;  // of all that is sent
+};
+
+struct UploadStatus {
+  uint64_t offset = 0;           // bytes that are here: where to go on
+  std::optional<uint64_t> size;  // of the file, if known
+  bool done = false;             // published
+};
+
+// One request's part of an upload. Destroyed without Finish: broken off, what
+// came is kept. Blocks. One call at a time.
+class Upload {
+ public:
+  virtual ~Upload() = default;
+  // RESOURCE_EXHAUSTED: disk full. OUT_OF_RANGE: more than the announced
+  // size. FAILED_PRECONDITION: the first bytes are no image's.
+  virtual base::Status Append(std::span<const std::byte> data) = 0;
+  // This request's bytes are all here. When that completes the file it is
+  // checked and published: FAILED_PRECONDITION / DATA_LOSS when it is wrong,
+  // and then its bytes are gone. `complete`: no more will come (a body of
+  // unknown size ended).
+  virtual base::Result<UploadStatus> Finish(bool complete) = 0;
 };
 
 // Ends the subscription when destroyed; no wake-up runs after that.
@@ -108,10 +142,11 @@ class Manager {
   virtual base::Status Remove(std::string_view name, std::string_view uuid,
                               bool force) = 0;
 
-  // Begins (or joins) a verification; its id for VerifyProgressOf.
+  // Begins (or joins) a verification; its id for VerifyProgressOf. With
+  // `repair`, see VerifyRequest in proto/bim/v1.
   virtual base::Result<uint64_t> StartVerify(
       std::string_view name, std::string_view uuid,
-      const std::vector<std::string>& disks) = 0;
+      const std::vector<std::string>& disks, bool repair) = 0;
   // NOT_FOUND for an unknown id, or one that ended long ago.
   virtual base::Result<VerifyProgress> VerifyProgressOf(uint64_t id) = 0;
 
@@ -132,6 +167,29 @@ class Manager {
   virtual base::Result<OpenImage> Open(std::string_view name,
                                        std::string_view uuid,
                                        std::string_view disk) = 0;
+  // Blocks. The record of a ready copy, its chunks loaded; without chunks when
+  // there is no manifest (yet). Errors as of Open().
+  virtual base::Result<store::ImageRecord> Manifest(std::string_view name,
+                                                    std::string_view uuid) = 0;
+
+  // How far an upload is. FAILED_PRECONDITION: the image's source is no
+  // upload. An image that is ready is done.
+  virtual base::Result<UploadStatus> GetUpload(std::string_view name,
+                                               std::string_view uuid) = 0;
+  // Blocks. Takes bytes of the file from `offset` on, which must be where
+  // GetUpload says (offset 0 always is right: it starts over). `size`: of the
+  // whole file, nullopt: not known, then it cannot be resumed.
+  // OUT_OF_RANGE: another offset is expected. ABORTED: another request is
+  // uploading this image now. INVALID_ARGUMENT: a size that differs from the
+  // one announced before, or that cannot be an image's. ALREADY_EXISTS: the
+  // image is ready.
+  virtual base::Result<std::unique_ptr<Upload>> BeginUpload(
+      std::string_view name, std::string_view uuid, uint64_t offset,
+      std::optional<uint64_t> size) = 0;
+
+  virtual Limits GetLimits() = 0;
+  // INVALID_ARGUMENT: out of bounds (kMinRate, kMaxTransfers).
+  virtual base::Status SetLimits(const Limits& limits) = 0;
 };
 
 }  // namespace bim::manager

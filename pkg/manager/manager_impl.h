@@ -26,6 +26,7 @@
 #include "pkg/store/disk.h"
 #include "pkg/store/ingest.h"
 #include "pkg/store/publish.h"
+#include "pkg/transfer/peers.h"
 #include "pkg/transfer/pull.h"
 #include "pkg/transfer/retry.h"
 
@@ -54,6 +55,12 @@ struct CopyEntry {
   // Kept between quick tries of a download, so that they need not read again
   // what is there.
   std::shared_ptr<store::Ingest> ingest;
+  // Of the transfer that runs or ran last.
+  std::shared_ptr<transfer::Progress> progress;
+  // Of an upload that waits for its next request.
+  uint64_t upload_offset = 0;
+  std::optional<uint64_t> upload_size;
+  bool dropping = false;  // its bytes are being deleted
   // Of a scan or verification, in bytes.
   std::shared_ptr<std::atomic<uint64_t>> scanned;
   uint64_t shown_bytes = 0;  // of the last progress event
@@ -73,6 +80,7 @@ struct ImageEntry {
   uint64_t revision = 0;
   bool removing = false;
   bool ensuring = false;  // being written to the disks for the first time
+  std::shared_ptr<exec::Turns> turns;  // of its readers; made when first read
 };
 
 struct DiskEntry {
@@ -92,6 +100,8 @@ struct VerifyTask {
   uint64_t finished_bytes = 0;
   bool ok = true;
   std::string message;
+  bool repair = false;
+  uint64_t repaired_chunks = 0;
 };
 
 class ManagerImpl : public Manager {
@@ -114,15 +124,25 @@ class ManagerImpl : public Manager {
                           std::string_view page_token) override;
   base::Status Remove(std::string_view name, std::string_view uuid,
                       bool force) override;
-  base::Result<uint64_t> StartVerify(
-      std::string_view name, std::string_view uuid,
-      const std::vector<std::string>& disks) override;
+  base::Result<uint64_t> StartVerify(std::string_view name,
+                                     std::string_view uuid,
+                                     const std::vector<std::string>& disks,
+                                     bool repair) override;
   base::Result<VerifyProgress> VerifyProgressOf(uint64_t id) override;
   WatchPosition PositionOf(std::string_view resume_token) override;
   std::vector<Event> NextEvents(WatchPosition& position, size_t max) override;
   std::unique_ptr<Subscription> Subscribe(std::function<void()> wake) override;
   base::Result<OpenImage> Open(std::string_view name, std::string_view uuid,
                                std::string_view disk) override;
+  base::Result<store::ImageRecord> Manifest(std::string_view name,
+                                            std::string_view uuid) override;
+  base::Result<UploadStatus> GetUpload(std::string_view name,
+                                       std::string_view uuid) override;
+  base::Result<std::unique_ptr<Upload>> BeginUpload(
+      std::string_view name, std::string_view uuid, uint64_t offset,
+      std::optional<uint64_t> size) override;
+  Limits GetLimits() override;
+  base::Status SetLimits(const Limits& limits) override;
 
  private:
   using Lock = std::unique_lock<std::mutex>;
@@ -139,6 +159,8 @@ class ManagerImpl : public Manager {
     std::shared_ptr<store::Disk> source_disk;  // of kCopy
     std::shared_ptr<store::Ingest> ingest;     // of a further quick try
     std::shared_ptr<std::atomic<uint64_t>> scanned;
+    std::shared_ptr<transfer::Progress> progress;
+    bool repair = false;  // of kVerify
     // Of kVerify and kScan: what the file should be, when that is known.
     std::optional<store::ImageRecord> record;
     std::stop_token stop;
@@ -156,7 +178,14 @@ class ManagerImpl : public Manager {
     bool progress = false;        // bytes arrived
     std::shared_ptr<store::Ingest> ingest;
     std::optional<store::FileStamp> judged;
+    uint64_t repaired_chunks = 0;
+    // Of kUpload: more is to come, by another request.
+    bool waits = false;
+    uint64_t upload_offset = 0;
+    std::optional<uint64_t> upload_size;
   };
+  class UploadJob;
+  class UploadImpl;
 
   // --- disks.cc
   void ScheduleDiskCheck();
@@ -186,17 +215,37 @@ class ManagerImpl : public Manager {
   void Reconcile(const ImageKey& key);
   // Whether a thread is free for such work. What has to wait is not queued at
   // a pool, so that it can be withdrawn at once. Locked.
-  bool HasSlot(Step step) const;
+  bool HasSlot(Step step, const std::string& disk_uuid) const;
   // Looks again at what waited for a free thread. Locked.
   void BeginWaiting();
-  void BeginJob(const ImageKey& key, ImageEntry& image,
-                const std::string& disk_uuid, CopyEntry& copy, Step step);
+  // The job, where its caller has to run it (kUpload); else it was begun.
+  Job BeginJob(const ImageKey& key, ImageEntry& image,
+               const std::string& disk_uuid, CopyEntry& copy, Step step);
+  void CountJob(const Job& job, int change);  // locked
+  // --- work.cc
   void RunJob(Job job);
   JobEnd Download(const Job& job);
+  // Judges what lies there before bytes come: the end, when that settles it.
+  std::optional<JobEnd> Prepare(const Job& job);
+  JobEnd OpenIngest(const Job& job, store::IngestOptions options);
+  // From the image's peers. False: none has it, `end` says why.
+  bool DownloadFromPeers(const Job& job, JobEnd& end);
+  JobEnd DownloadFromUrl(const Job& job, JobEnd end);
+  transfer::PeerQuery PeerQueryOf(const Job& job) const;
+  // Ready images of this node that may share chunks with `wanted`, the
+  // likeliest first.
+  transfer::NextLocalImage LocalImages(const Job& job,
+                                       const store::ImageRecord& wanted,
+                                       bool repair = false);
+  // The copy differs from its record: makes it whole again. Else says why not.
+  JobEnd Repair(const Job& job);
   JobEnd CopyFromDisk(const Job& job);
   JobEnd ScanFile(const Job& job);
   JobEnd VerifyFile(const Job& job);
   base::Result<store::ImageRecord> ScanOf(const Job& job);
+  static JobEnd EndPull(const Job& job, JobEnd end,
+                        transfer::PullResult pulled);
+  // --- jobs.cc
   void EndJob(Job& job, JobEnd end);
   void ApplyFailure(const Job& job, ImageEntry& image, CopyEntry& copy,
                     JobEnd& end);
@@ -221,8 +270,23 @@ class ManagerImpl : public Manager {
   store::IngestOptions IngestOptionsOf(const Job& job,
                                        const std::string& origin) const;
   Desired DesiredOf(const ImageEntry& image, const CopyEntry& copy) const;
+  // Somebody asked for a repair of this copy. Locked.
+  bool RepairAsked(const CopyEntry& copy) const;
   void EndVerify(CopyEntry& copy, const std::string& disk_uuid, bool ok,
-                 const std::string& message);
+                 const std::string& message, uint64_t repaired_chunks = 0);
+
+  // --- uploads.cc
+  // A copy that waits for its bytes: says so, and drops those that nobody went
+  // on with. Locked.
+  void AwaitUpload(const ImageKey& key, ImageEntry& image,
+                   const std::string& disk_uuid, CopyEntry& copy,
+                   TimePoint now);
+  // The copy that an upload goes to, and a job of kUpload for it. Locked.
+  base::Result<Job> BeginUploadJob(Lock& lock, std::string_view name,
+                                   std::string_view uuid);
+  // What came of it so far is there to go on with. On failure the job has
+  // ended.
+  base::Status RestoreUpload(Job& job);
 
   // --- watch.cc
   void SetState(CopyEntry& copy, CopyState state, std::string message);
@@ -238,6 +302,8 @@ class ManagerImpl : public Manager {
   base::Result<std::map<ImageKey, ImageEntry>::iterator> Find(
       std::string_view name, std::string_view uuid);  // locked
   base::Result<ImageSpec> Resolve(ImageSpec spec);    // locked
+  // The image is known, but for its peers: those are replaced. Unlocks.
+  Ensured ChangePeers(Lock& lock, const ImageKey& key, ImageSpec spec);
   // What lies on the disk for an image that is newly wanted there.
   static CopyEntry Judge(const ImageSpec& spec,
                          base::Result<store::Found> found,
@@ -246,6 +312,11 @@ class ManagerImpl : public Manager {
                                        const ImageSpec& spec) const;
 
   const Options options_;
+  transfer::PeerBook peer_book_;
+  exec::RateLimiter download_rate_;
+  exec::RateLimiter peer_rate_;  // received
+  const std::shared_ptr<exec::RateLimiter> send_rate_;
+  exec::RateLimiter scan_rate_;
   const std::string instance_;  // of this process, in tokens
   exec::EventLoop& loop_;
   exec::WorkerPool transfers_;
@@ -253,6 +324,7 @@ class ManagerImpl : public Manager {
   exec::WorkerPool control_;
 
   std::mutex mutex_;
+  Limits limits_;
   std::condition_variable jobs_changed_;
   bool started_ = false;
   bool stopping_ = false;
@@ -262,8 +334,9 @@ class ManagerImpl : public Manager {
   uint64_t next_job_ = 1;
   uint64_t revision_ = 0;
   size_t running_jobs_ = 0;
-  size_t running_scans_ = 0;      // of those
-  std::deque<ImageKey> waiting_;  // for a free thread
+  size_t running_scans_ = 0;                       // of those
+  std::map<std::string, size_t> running_on_disk_;  // transfers, by disk uuid
+  std::deque<ImageKey> waiting_;                   // for a free thread
   std::map<ImageKey, ImageEntry> images_;
   std::map<uint64_t, ImageKey> by_revision_;
   std::map<uint64_t, ImageKey> removed_;  // the latest removals

@@ -23,7 +23,8 @@ std::string_view CopyStateName(CopyState state) {
   return "unknown";
 }
 
-std::vector<Step> Plan(const std::vector<CopyView>& copies, TimePoint now) {
+std::vector<Step> Plan(const std::vector<CopyView>& copies, TimePoint now,
+                       bool upload) {
   std::vector<Step> steps(copies.size(), Step::kNone);
   const bool ready_source =
       std::any_of(copies.begin(), copies.end(), [](const CopyView& copy) {
@@ -39,9 +40,10 @@ std::vector<Step> Plan(const std::vector<CopyView>& copies, TimePoint now) {
                 copy.state == CopyState::kStarting || copy.found_file ||
                 copy.state == CopyState::kUnknown);
       });
-  bool downloading = std::any_of(
-      copies.begin(), copies.end(),
-      [](const CopyView& copy) { return copy.running == Step::kDownload; });
+  bool downloading =
+      std::any_of(copies.begin(), copies.end(), [](const CopyView& copy) {
+        return copy.running == Step::kDownload || copy.running == Step::kUpload;
+      });
   std::vector<size_t> order(copies.size());
   std::iota(order.begin(), order.end(), size_t{0});
   std::stable_partition(order.begin(), order.end(),
@@ -73,7 +75,7 @@ std::vector<Step> Plan(const std::vector<CopyView>& copies, TimePoint now) {
       steps[i] = Step::kWait;
       continue;
     }
-    steps[i] = Step::kDownload;
+    steps[i] = upload ? Step::kUpload : Step::kDownload;
     downloading = true;
   }
   return steps;

@@ -21,6 +21,7 @@ enum class Step {
   kCopy,      // from a ready copy on another disk
   kVerify,    // an unknown copy: is it still what it was?
   kWait,      // for another copy's work, then look again
+  kUpload,    // somebody brings the bytes: begun by them, never by the plan
 };
 
 // A copy as the plan sees it.
@@ -38,7 +39,9 @@ struct CopyView {
 // The steps to begin now, one per copy (kNone: leave it as it is). At most one
 // copy downloads at a time, one that has bytes already if there is one; the
 // others are filled from it.
-std::vector<Step> Plan(const std::vector<CopyView>& copies, TimePoint now);
+// With `upload` nothing is downloaded: kUpload says that a copy could take one.
+std::vector<Step> Plan(const std::vector<CopyView>& copies, TimePoint now,
+                       bool upload = false);
 
 // The state of an image from those of its copies: "failed" when one failed,
 // else "unknown", "in-progress", "starting", "pending", "ready" in that order;

@@ -26,7 +26,9 @@ std::string_view CopyStateName(CopyState state);
 
 struct SourceSpec {
   std::string url;
-  std::string credential;  // a name, see transfer::CredentialStore
+  std::string credential;          // a name, see transfer::CredentialStore
+  std::vector<std::string> peers;  // "host:port" of other daemons' API
+  bool upload = false;             // the bytes are brought by HTTP
   friend bool operator==(const SourceSpec&, const SourceSpec&) = default;
 };
 
@@ -62,6 +64,11 @@ struct CopyStatus {
   uint32_t verify_progress = 0;  // 0-100
   std::optional<std::chrono::system_clock::time_point> verified_at;
   std::string origin;
+  uint64_t wire_bytes = 0;    // received over the network, as encoded
+  uint64_t reused_bytes = 0;  // taken from other images on this node
+  std::string encoding;       // of the source: "gzip", "xz", "zstd", or empty
+  uint64_t encoded_size = 0;  // of what the source sends; 0: not known
+  bool sha512_pending = false;
 };
 
 struct ImageStatus {
@@ -96,7 +103,20 @@ struct VerifyProgress {
   bool done = false;
   bool ok = false;
   std::string message;
+  uint64_t repaired_chunks = 0;
 };
+
+// What may be changed while running; rates in bytes a second, 0: no limit.
+struct Limits {
+  uint64_t download_rate = 0;
+  uint64_t peer_rate = 0;
+  uint64_t background_read_rate = 0;
+  uint32_t transfers = 8;
+  uint32_t transfers_per_disk = 4;
+  friend bool operator==(const Limits&, const Limits&) = default;
+};
+inline constexpr uint64_t kMinRate = 65'536;
+inline constexpr uint32_t kMaxTransfers = 256;
 
 struct Event {
   enum class Type { kSnapshotBegin, kImage, kSnapshotEnd, kRemoved };

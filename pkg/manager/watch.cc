@@ -125,6 +125,13 @@ ImageStatus ManagerImpl::StatusOf(const ImageKey&, const ImageEntry& image) {
       out.progress = percent(done, total);
       out.processed_bytes = done;
     }
+    if (copy.progress) {
+      out.wire_bytes = copy.progress->wire_bytes;
+      out.reused_bytes = copy.progress->reused_bytes;
+      out.encoding = copy.progress->encoding();
+      out.encoded_size = copy.progress->encoded_size;
+    }
+    out.sha512_pending = copy.record && copy.record->sha512_pending;
     states.push_back(copy.state);
     status.copies.push_back(std::move(out));
   }

@@ -2,29 +2,24 @@
 
 #include <fcntl.h>
 #include <linux/fs.h>
-#include <pthread.h>
 #include <sys/ioctl.h>
-#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
-#include <array>
 #include <atomic>
-#include <chrono>
-#include <condition_variable>
 #include <cstring>
-#include <deque>
 #include <functional>
+#include <map>
 #include <mutex>
-#include <thread>
 #include <utility>
-#include <vector>
 
 #include "pkg/base/failpoint.h"
 #include "pkg/base/log.h"
 #include "pkg/hash/hasher.h"
+#include "pkg/io/dir.h"
 #include "pkg/io/sparse.h"
+#include "pkg/store/pipeline.h"
 #include "pkg/store/publish.h"
 
 namespace bim::store {
@@ -37,44 +32,61 @@ using base::Result;
 using base::Status;
 using base::UniqueFd;
 
-constexpr size_t kBlockSize = 1 << 20;
-constexpr size_t kMaxBlocks = 6;
 // A run of zeros given by AppendZeros, per item.
 constexpr uint64_t kMaxZeroRun = 16 << 20;
-constexpr size_t kMaxQueuedItems = 16;
-// How much data may be lost to a crash: made durable and journaled when this
-// much is new, or after this long.
-constexpr uint64_t kSyncBytes = 32 << 20;
-constexpr std::chrono::seconds kSyncInterval{2};
 
-// Memory straight from the kernel, so that it goes back there at once.
-class Block {
+// The digest of a chunk while its bytes come.
+class ChunkHasher {
  public:
-  Block()
-      : data_(::mmap(nullptr, kBlockSize, PROT_READ | PROT_WRITE,
-                     MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)) {
-    BIM_CHECK(data_ != MAP_FAILED);
+  void Add(std::span<const std::byte> data) {
+    if (!has_data_ && io::IsZero(data)) {
+      zeros_ += data.size();
+      return;
+    }
+    Begin();
+    hasher_.Update(data);
   }
-  ~Block() { ::munmap(data_, kBlockSize); }
-  Block(const Block&) = delete;
-  Block& operator=(const Block&) = delete;
-  std::byte* data() { return static_cast<std::byte*>(data_); }
+  void AddZeros(uint64_t count) {
+    if (has_data_) {
+      hasher_.UpdateZeros(count);
+    } else {
+      zeros_ += count;
+    }
+  }
+  // Begins anew.
+  Chunk Finish() {
+    Chunk chunk;
+    chunk.zero = !has_data_;
+    if (has_data_) {
+      const Digest digest = hasher_.Finish();
+      std::copy(digest.bytes().begin(), digest.bytes().end(),
+                chunk.sha256.begin());
+    }
+    has_data_ = false;
+    zeros_ = 0;
+    return chunk;
+  }
+  void Reset() { (void)Finish(); }
 
  private:
-  void* data_;
-};
-
-// A piece of the file on its way. Without a block it is all zeros.
-struct Item {
-  uint64_t offset = 0;
-  uint64_t length = 0;
-  std::shared_ptr<Block> block;
-  bool restored = false;  // lies in the file already
-
-  std::span<const std::byte> Bytes(uint64_t from, uint64_t count) const {
-    return {block->data() + from, count};
+  // Leading zeros are not hashed before something else comes.
+  void Begin() {
+    if (!has_data_) hasher_.UpdateZeros(zeros_);
+    has_data_ = true;
   }
+
+  hash::Hasher hasher_{DigestAlgorithm::kSha256};
+  uint64_t zeros_ = 0;
+  bool has_data_ = false;
 };
+
+// Where a writer stopped within a chunk.
+struct Tail {
+  uint64_t position = 0;
+  ChunkHasher hasher;
+};
+
+class WriterImpl;
 
 class IngestImpl : public Ingest {
  public:
@@ -83,12 +95,13 @@ class IngestImpl : public Ingest {
       : disk_(std::move(disk)),
         key_(std::move(key)),
         options_(std::move(options)),
-        hash_whole_(options_.reference == nullptr ||
-                    options_.reference->chunks.empty()) {}
+        hash_whole_(!options_.trust_reference),
+        pipeline_({hash_whole_, options_.expect_sha256.has_value(),
+                   disk_->path() + "/" + TempFile(key_)}) {}
 
   ~IngestImpl() override {
     if (begun_) Suspend();
-    StopThreads();
+    pipeline_.Stop();
   }
 
   Status LoadPartial();
@@ -102,409 +115,466 @@ class IngestImpl : public Ingest {
   Status Begin(std::optional<uint64_t> size, std::string validator) override;
   bool begun() const override { return begun_; }
   const std::string& validator() const override { return validator_; }
+  const std::shared_ptr<const ImageRecord>& reference() const override {
+    return options_.reference;
+  }
+  std::vector<io::Extent> Missing() override;
+  uint64_t chunk_size() const override { return chunk_size_; }
+  bool HasChunk(uint32_t index) const override {
+    return pipeline_.HasChunk(index);
+  }
+  std::unique_ptr<IngestWriter> Write(uint64_t begin, uint64_t end) override;
+  Status CloneChunk(uint32_t index, int source,
+                    uint64_t source_offset) override;
+  Status failure() const override { return pipeline_.failure(); }
+  Status Settle() override {
+    if (!begun_) return base::OkStatus();
+    if (front_) BIM_RETURN_IF_ERROR(front_->Flush({}));
+    return pipeline_.AwaitWritten();
+  }
   Status Append(std::span<const std::byte> data, std::stop_token stop) override;
   Status AppendZeros(uint64_t count, std::stop_token stop) override;
-  uint64_t position() const override { return position_; }
-  uint64_t stored_bytes() const override { return stored_.load(); }
+  uint64_t position() override;
+  uint64_t stored_bytes() const override { return pipeline_.stored_bytes(); }
   uint64_t total_bytes() const override { return total_.load(); }
   Result<ImageRecord> Commit(std::stop_token stop) override;
   void Suspend() override;
   Status Discard() override;
 
  private:
-  // Of the caller's thread.
-  Status StartOver(uint64_t chunk_size, std::optional<uint64_t> size);
-  Status CheckRoom(uint64_t count) const;
-  Status FillBlock(std::stop_token stop);
-  Status FlushBlock(std::stop_token stop);
-  Status Push(Item item, std::stop_token stop);
-  void OpenDirect();
-  // Waits until both stages did all that was pushed.
-  Status Drain();
-  Result<uint64_t> RestorePrefix(uint32_t count, std::stop_token stop);
-  std::string TempPath() const { return disk_->path() + "/" + TempFile(key_); }
+  friend class WriterImpl;
 
-  // Of the stage threads.
-  void StartThreads();
-  void StopThreads();
-  void RunStage(std::deque<Item>& queue, uint64_t& done,
-                const std::function<Status(const Item&)>& work);
-  Status WriteItem(const Item& item);
-  Status FinishChunk(uint32_t index, bool restored);
-  Status HashItem(const Item& item);
-  void RunSync();
-  // Lets go of an item's block; it is free when the last one did. Locked.
-  void Release(Item& item);
-  // Makes what `entries` describe durable and journals it.
-  Status SyncNow(std::string entries);
-  void Fail(Status status);
+  Status CheckRoom(uint64_t position, uint64_t end, uint64_t count) const;
+  // Gives `count` bytes in order to writers of what is missing: calls `give`
+  // with a writer, where in the bytes, and how many.
+  Status GiveFront(
+      uint64_t count,
+      const std::function<Status(IngestWriter&, uint64_t, uint64_t)>& give);
+  // Ends what is in work and begins with an empty pipeline.
+  void StartOver(uint64_t chunk_size, std::optional<uint64_t> size);
+  void OpenDirect();
+  // Counts the reference's chunks of zeros as there.
+  Status HaveZeroChunks();
+  Status DoRestore(std::stop_token stop);
+  // Reads the journaled chunks again and keeps the good ones.
+  Status RestoreChunks(std::string& journal, std::stop_token stop);
+  Result<Chunk> ReadChunk(uint64_t begin, uint64_t end);
+  Status OpenJournal(const std::string& text);
+  Status SetFinalSize();
+  Status CheckDigests(const ImageRecord& record) const;
+  uint64_t Limit() const {
+    return size_ ? *size_ : uint64_t{kMaxChunks} * kUnknownSizeChunk;
+  }
+  uint64_t ChunkEnd(uint64_t offset) const {
+    return std::min(Limit(), (offset / chunk_size_ + 1) * chunk_size_);
+  }
+  std::string TempPath() const { return disk_->path() + "/" + TempFile(key_); }
 
   const std::shared_ptr<const Disk> disk_;
   const ImageKey key_;
   const IngestOptions options_;
   const bool hash_whole_;
 
-  // Of the caller's thread (and set before the stages start).
   Journal partial_;
   bool begun_ = false;
   bool restored_ = false;  // began with bytes of an earlier process
   std::optional<uint64_t> size_;
   std::string validator_;
   uint64_t chunk_size_ = 0;
-  uint64_t position_ = 0;
   UniqueFd temp_;
   UniqueFd direct_;  // temp_ once more, with O_DIRECT; empty where that is not
   UniqueFd journal_;
-  Item current_;  // being filled
+  std::atomic<uint64_t> total_{0};
+  Pipeline pipeline_;
 
-  // Of the write stage; read by others only when drained.
-  io::SparseFile target_;
-  std::vector<Chunk> chunks_;
-  std::optional<hash::Hasher> chunk_hasher_;
-  uint64_t chunk_zeros_ = 0;  // leading zeros of the chunk in work
-  bool chunk_has_data_ = false;
-  std::optional<uint32_t> bad_restored_chunk_;
-  std::atomic<uint64_t> stored_{0};
-  std::atomic<uint64_t> total_{0};  // set by the caller's thread
+  // What writers share.
+  mutable std::mutex mutex_;
+  std::map<uint32_t, Tail> tails_;  // by chunk
+  // Chunks that hold bytes of no use, and how many.
+  std::map<uint32_t, uint64_t> dirty_;
+  int writers_ = 0;
 
-  // Of the hash stage; read by others only when drained.
-  std::optional<hash::Hasher> sha512_;
-  std::optional<hash::Hasher> sha256_;
-
-  std::mutex mutex_;
-  std::condition_variable changed_;
-  std::deque<Item> to_write_;
-  std::deque<Item> to_hash_;
-  uint64_t pushed_ = 0;  // items
-  uint64_t written_ = 0;
-  uint64_t hashed_ = 0;
-  size_t blocks_ = 0;  // in use
-  std::vector<std::shared_ptr<Block>> free_blocks_;
-  std::string journal_entries_;  // of chunks not yet durable
-  uint64_t unsynced_bytes_ = 0;
-  bool sync_running_ = false;
-  bool stopping_ = false;
-  Status failure_;
-  std::vector<std::thread> threads_;
+  std::unique_ptr<IngestWriter> front_;  // of Append
+  uint64_t front_end_ = 0;
+  std::optional<uint64_t> front_at_;  // set by the first Append
+  uint64_t unknown_end_ = 0;          // without a size: how much was given
 };
 
-void IngestImpl::Fail(Status status) {
-  std::lock_guard lock(mutex_);
-  if (failure_.ok()) failure_ = std::move(status);
-  changed_.notify_all();
+class WriterImpl : public IngestWriter {
+ public:
+  WriterImpl(IngestImpl& ingest, uint64_t begin, uint64_t end)
+      : ingest_(ingest), position_(begin), end_(end) {
+    item_.offset = begin;
+  }
+  ~WriterImpl() override;
+
+  Status Append(std::span<const std::byte> data, std::stop_token stop) override;
+  Status AppendZeros(uint64_t count, std::stop_token stop) override;
+  uint64_t position() const override { return position_; }
+  Status Flush(std::stop_token stop) override;
+
+  ChunkHasher hasher_;
+  // What another writer gave of the first chunk is not written again.
+  uint64_t skip_to_ = 0;
+
+ private:
+  // How many of the next `count` bytes are there already. Moves on.
+  uint64_t Skip(uint64_t count);
+  // At the begin of a chunk: clears what lies there, if it is of no use.
+  Status BeginChunk(std::stop_token stop);
+  Status FinishChunk();
+  // Gives up what came of the chunk in work.
+  void DropChunk();
+  uint64_t ChunkBegin() const {
+    return position_ / ingest_.chunk_size_ * ingest_.chunk_size_;
+  }
+
+  IngestImpl& ingest_;
+  uint64_t position_;
+  const uint64_t end_;
+  Item item_;  // being filled
+};
+
+// ------------------------------------------------------------- writing
+
+WriterImpl::~WriterImpl() {
+  (void)Skip(UINT64_MAX);
+  const bool within =
+      position_ % ingest_.chunk_size_ != 0 && position_ < ingest_.Limit();
+  bool keep = within;
+  if (ingest_.options_.reference && within) {
+    DropChunk();
+    keep = false;
+  }
+  if (!Flush({}).ok()) keep = false;
+  if (item_.block) ingest_.pipeline_.DropBlock(std::move(item_.block));
+  ingest_.pipeline_.AddWriter(-1);
+  std::lock_guard lock(ingest_.mutex_);
+  --ingest_.writers_;
+  if (!ingest_.size_) ingest_.unknown_end_ = position_;
+  if (!within) return;
+  const uint32_t index = static_cast<uint32_t>(position_ / ingest_.chunk_size_);
+  if (keep) {
+    ingest_.tails_[index] = Tail{position_, std::move(hasher_)};
+  } else if (position_ % ingest_.chunk_size_ != 0) {
+    ingest_.dirty_.emplace(index, 0);
+  }
 }
 
-void IngestImpl::StartThreads() {
-  if (!threads_.empty()) return;
+uint64_t WriterImpl::Skip(uint64_t count) {
+  if (position_ >= skip_to_) return 0;
+  count = std::min(count, skip_to_ - position_);
+  position_ += count;
+  item_.offset = position_;
+  return count;
+}
+
+Status WriterImpl::BeginChunk(std::stop_token stop) {
+  const uint32_t index = static_cast<uint32_t>(position_ / ingest_.chunk_size_);
+  Item punch;
   {
-    std::lock_guard lock(mutex_);
-    stopping_ = false;
+    std::lock_guard lock(ingest_.mutex_);
+    const auto dirty = ingest_.dirty_.find(index);
+    if (dirty == ingest_.dirty_.end()) return base::OkStatus();
+    punch.dropped = dirty->second;
   }
-  const auto start = [this](const char* name, std::function<void()> run) {
-    threads_.emplace_back([name, run = std::move(run)] {
-      pthread_setname_np(pthread_self(), name);
-      run();
-    });
-  };
-  start("bim-write", [this] {
-    RunStage(to_write_, written_,
-             [this](const Item& item) { return WriteItem(item); });
-  });
-  if (hash_whole_) {
-    start("bim-hash", [this] {
-      RunStage(to_hash_, hashed_,
-               [this](const Item& item) { return HashItem(item); });
-    });
-  }
-  start("bim-sync", [this] { RunSync(); });
+  BIM_RETURN_IF_ERROR(Flush(stop));
+  punch.offset = position_;
+  punch.length = ingest_.ChunkEnd(position_) - position_;
+  punch.punch = true;
+  BIM_RETURN_IF_ERROR(ingest_.pipeline_.Push(std::move(punch), stop));
+  std::lock_guard lock(ingest_.mutex_);
+  ingest_.dirty_.erase(index);
+  return base::OkStatus();
 }
 
-void IngestImpl::StopThreads() {
-  {
-    std::lock_guard lock(mutex_);
-    stopping_ = true;
-    changed_.notify_all();
-  }
-  for (std::thread& thread : threads_) thread.join();
-  threads_.clear();
-}
-
-void IngestImpl::RunStage(std::deque<Item>& queue, uint64_t& done,
-                          const std::function<Status(const Item&)>& work) {
-  std::unique_lock lock(mutex_);
-  while (true) {
-    changed_.wait(lock, [&] { return stopping_ || !queue.empty(); });
-    if (queue.empty()) return;
-    Item item = std::move(queue.front());
-    queue.pop_front();
-    const bool skip = !failure_.ok();
-    lock.unlock();
-    if (!skip) {
-      if (Status status = work(item); !status.ok()) Fail(std::move(status));
+Status WriterImpl::Append(std::span<const std::byte> data,
+                          std::stop_token stop) {
+  if (stop.stop_requested()) return base::CancelledError("stopped");
+  BIM_RETURN_IF_ERROR(ingest_.CheckRoom(position_, end_, data.size()));
+  data = data.subspan(static_cast<size_t>(Skip(data.size())));
+  while (!data.empty()) {
+    if (position_ % ingest_.chunk_size_ == 0) {
+      BIM_RETURN_IF_ERROR(BeginChunk(stop));
     }
-    lock.lock();
-    ++done;
-    Release(item);
-    changed_.notify_all();
+    // Zeros, or a block that could not be handed on before.
+    if (item_.length > 0 && (!item_.block || position_ % kBlockSize == 0)) {
+      BIM_RETURN_IF_ERROR(Flush(stop));
+    }
+    if (!item_.block) {
+      BIM_ASSIGN_OR_RETURN(item_.block, ingest_.pipeline_.TakeBlock(stop));
+    }
+    const uint64_t chunk_end = ingest_.ChunkEnd(position_);
+    const uint64_t block_end = (position_ / kBlockSize + 1) * kBlockSize;
+    const size_t take = static_cast<size_t>(std::min<uint64_t>(
+        data.size(), std::min({end_, chunk_end, block_end}) - position_));
+    std::memcpy(item_.block->At(position_), data.data(), take);
+    hasher_.Add(data.first(take));
+    item_.length += take;
+    position_ += take;
+    data = data.subspan(take);
+    if (position_ == chunk_end) BIM_RETURN_IF_ERROR(FinishChunk());
+    if (position_ == block_end || position_ == end_) {
+      BIM_RETURN_IF_ERROR(Flush(stop));
+    }
   }
-}
-
-Status IngestImpl::Push(Item item, std::stop_token stop) {
-  std::stop_callback wake(stop, [this] {
-    std::lock_guard lock(mutex_);
-    changed_.notify_all();
-  });
-  std::unique_lock lock(mutex_);
-  changed_.wait(lock, [&] {
-    return !failure_.ok() || stop.stop_requested() ||
-           (to_write_.size() < kMaxQueuedItems &&
-            to_hash_.size() < kMaxQueuedItems);
-  });
-  if (!failure_.ok()) return failure_;
-  if (stop.stop_requested()) return base::CancelledError("stopped");
-  ++pushed_;
-  if (hash_whole_) to_hash_.push_back(item);
-  to_write_.push_back(std::move(item));
-  changed_.notify_all();
   return base::OkStatus();
 }
 
-Status IngestImpl::Drain() {
-  std::unique_lock lock(mutex_);
-  changed_.wait(lock, [&] {
-    return written_ == pushed_ && (!hash_whole_ || hashed_ == pushed_);
-  });
-  return failure_;
+Status WriterImpl::AppendZeros(uint64_t count, std::stop_token stop) {
+  if (stop.stop_requested()) return base::CancelledError("stopped");
+  BIM_RETURN_IF_ERROR(ingest_.CheckRoom(position_, end_, count));
+  count -= Skip(count);
+  while (count > 0) {
+    if (position_ % ingest_.chunk_size_ == 0) {
+      BIM_RETURN_IF_ERROR(BeginChunk(stop));
+    }
+    if (item_.block) {
+      // Few zeros go along with the data.
+      const uint64_t block_end = (position_ / kBlockSize + 1) * kBlockSize;
+      if (count < 65'536 || item_.length == 0) {
+        static constexpr std::byte kZeros[4096] = {};
+        const size_t take = static_cast<size_t>(
+            std::min<uint64_t>({count, sizeof(kZeros), block_end - position_}));
+        BIM_RETURN_IF_ERROR(Append(std::span(kZeros).first(take), stop));
+        count -= take;
+        continue;
+      }
+      BIM_RETURN_IF_ERROR(Flush(stop));
+    }
+    const uint64_t chunk_end = ingest_.ChunkEnd(position_);
+    const uint64_t take =
+        std::min(count, std::min(end_, chunk_end) - position_);
+    hasher_.AddZeros(take);
+    item_.length += take;
+    position_ += take;
+    count -= take;
+    if (position_ == chunk_end) BIM_RETURN_IF_ERROR(FinishChunk());
+    if (item_.length >= kMaxZeroRun || position_ == end_) {
+      BIM_RETURN_IF_ERROR(Flush(stop));
+    }
+  }
+  return base::OkStatus();
 }
 
-// Makes current_ a block with room in it.
-Status IngestImpl::FillBlock(std::stop_token stop) {
-  if (current_.block) return base::OkStatus();
-  std::stop_callback wake(stop, [this] {
-    std::lock_guard lock(mutex_);
-    changed_.notify_all();
-  });
-  std::unique_lock lock(mutex_);
-  changed_.wait(lock, [&] {
-    return !failure_.ok() || stop.stop_requested() || blocks_ < kMaxBlocks;
-  });
-  if (!failure_.ok()) return failure_;
-  if (stop.stop_requested()) return base::CancelledError("stopped");
-  ++blocks_;
-  if (free_blocks_.empty()) {
-    current_.block = std::make_shared<Block>();
+Status WriterImpl::FinishChunk() {
+  // position_ is the chunk's end.
+  const uint64_t last = position_ - 1;
+  const uint32_t index = static_cast<uint32_t>(last / ingest_.chunk_size_);
+  const Chunk chunk = hasher_.Finish();
+  const auto& reference = ingest_.options_.reference;
+  if (reference) {
+    if (reference->chunks[index] != chunk) {
+      position_ = last;
+      DropChunk();
+      return base::DataLossError("chunk " + std::to_string(index) +
+                                 " of the source differs from its manifest");
+    }
+  }
+  item_.done.push_back({index, chunk});
+  return base::OkStatus();
+}
+
+void WriterImpl::DropChunk() {
+  const uint64_t begin = ChunkBegin();
+  const uint32_t index = static_cast<uint32_t>(begin / ingest_.chunk_size_);
+  hasher_.Reset();
+  if (begin >= item_.offset) {
+    // All of it is still here.
+    item_.length = begin - item_.offset;
   } else {
-    current_.block = std::move(free_blocks_.back());
-    free_blocks_.pop_back();
+    std::lock_guard lock(ingest_.mutex_);
+    ingest_.dirty_[index] = item_.offset - begin;
+    item_.length = 0;
+    item_.offset = begin;
   }
-  lock.unlock();
-  current_.offset = position_;
-  current_.length = 0;
-  current_.restored = false;
-  return base::OkStatus();
+  position_ = begin;
 }
 
-Status IngestImpl::FlushBlock(std::stop_token stop) {
-  if (!current_.block || current_.length == 0) return base::OkStatus();
+Status WriterImpl::Flush(std::stop_token stop) {
+  if (item_.length == 0) {
+    if (item_.block) ingest_.pipeline_.DropBlock(std::move(item_.block));
+    item_ = Item();
+    item_.offset = position_;
+    return base::OkStatus();
+  }
+  // With a reference a piece is proven by the chunks that it completes: they
+  // may have begun in an earlier piece. (Anew: it may have grown, or lost
+  // bytes, since it was refused.)
+  item_.ready = {};
+  if (ingest_.options_.reference) {
+    const uint64_t size = ingest_.chunk_size_;
+    item_.proven = item_.offset % size == 0 &&
+                   (position_ % size == 0 || position_ == ingest_.Limit());
+    if (!item_.proven && !item_.done.empty()) {
+      item_.ready = {item_.done.front().index * size,
+                     std::min(ingest_.Limit(),
+                              (item_.done.back().index + uint64_t{1}) * size)};
+    }
+  }
   // A refused push (stopped) keeps the block: its bytes count as given.
-  BIM_RETURN_IF_ERROR(Push(current_, stop));
-  std::lock_guard lock(mutex_);
-  Release(current_);
-  current_.length = 0;
-  changed_.notify_all();
+  Item item = item_;
+  BIM_RETURN_IF_ERROR(ingest_.pipeline_.Push(std::move(item), stop));
+  if (item_.block) ingest_.pipeline_.DropBlock(std::move(item_.block));
+  item_ = Item();
+  item_.offset = position_;
   return base::OkStatus();
 }
 
-void IngestImpl::Release(Item& item) {
-  if (item.block && item.block.use_count() == 1) {
-    free_blocks_.push_back(std::move(item.block));
-    --blocks_;
+std::unique_ptr<IngestWriter> IngestImpl::Write(uint64_t begin, uint64_t end) {
+  auto writer =
+      std::make_unique<WriterImpl>(*this, begin, std::min(end, Limit()));
+  pipeline_.AddWriter(1);
+  std::lock_guard lock(mutex_);
+  ++writers_;
+  const uint32_t index = static_cast<uint32_t>(begin / chunk_size_);
+  const auto tail = tails_.find(index);
+  if (tail != tails_.end()) {
+    // They were hashed already: what is in the file stays.
+    writer->hasher_ = std::move(tail->second.hasher);
+    writer->skip_to_ = tail->second.position;
+    tails_.erase(tail);
   }
-  item.block.reset();
+  return writer;
 }
 
-Status IngestImpl::CheckRoom(uint64_t count) const {
-  BIM_CHECK(begun_);
-  const uint64_t limit =
-      size_ ? *size_ : uint64_t{kMaxChunks} * kUnknownSizeChunk;
-  if (count <= limit - position_) return base::OkStatus();
+std::vector<io::Extent> IngestImpl::Missing() {
+  std::vector<io::Extent> missing;
+  if (!begun_) return missing;
+  if (!size_) {
+    missing.push_back({front_ ? front_->position() : unknown_end_, Limit()});
+    return missing;
+  }
+  (void)pipeline_.AwaitWritten();
+  std::lock_guard lock(mutex_);
+  const uint32_t count = ChunkCount(*size_, chunk_size_);
+  for (uint32_t i = 0; i < count; ++i) {
+    if (pipeline_.HasChunk(i)) continue;
+    uint64_t begin = i * chunk_size_;
+    const uint64_t end = std::min(*size_, begin + chunk_size_);
+    const auto tail = tails_.find(i);
+    if (tail != tails_.end()) begin = tail->second.position;
+    if (!missing.empty() && missing.back().end == begin) {
+      missing.back().end = end;
+    } else {
+      missing.push_back({begin, end});
+    }
+  }
+  return missing;
+}
+
+Status IngestImpl::CheckRoom(uint64_t position, uint64_t end,
+                             uint64_t count) const {
+  if (count <= end - position) return base::OkStatus();
   if (size_) {
     return base::OutOfRangeError("more bytes came than the " +
                                  std::to_string(*size_) + " announced");
   }
-  return base::OutOfRangeError(
-      "more than " + std::to_string(limit) +
-      " bytes came from a source that does not tell its length");
+  return base::OutOfRangeError("a file of unknown size may have at most " +
+                               std::to_string(end) + " bytes, more came");
+}
+
+Status IngestImpl::GiveFront(
+    uint64_t count,
+    const std::function<Status(IngestWriter&, uint64_t, uint64_t)>& give) {
+  BIM_CHECK(begun_);
+  front_at_ = position();
+  BIM_RETURN_IF_ERROR(CheckRoom(*front_at_, Limit(), count));
+  for (uint64_t done = 0; done < count;) {
+    const uint64_t at = *front_at_;
+    if (!front_ || at == front_end_) {
+      front_.reset();
+      // What is there already is not given again.
+      io::Extent next{Limit(), Limit()};
+      for (const io::Extent& range : Missing()) {
+        if (range.end <= at) continue;
+        next = {std::max(range.begin, at), range.end};
+        break;
+      }
+      const uint64_t skip = std::min(count - done, next.begin - at);
+      done += skip;
+      *front_at_ += skip;
+      if (done == count) break;
+      front_ = Write(next.begin, next.end);
+      front_end_ = next.end;
+      continue;
+    }
+    const uint64_t take = std::min(count - done, front_end_ - at);
+    const Status given = give(*front_, done, take);
+    front_at_ = front_->position();
+    BIM_RETURN_IF_ERROR(given);
+    done += take;
+    if (*front_at_ == front_end_) BIM_RETURN_IF_ERROR(front_->Flush({}));
+  }
+  return base::OkStatus();
 }
 
 Status IngestImpl::Append(std::span<const std::byte> data,
                           std::stop_token stop) {
-  BIM_RETURN_IF_ERROR(CheckRoom(data.size()));
-  while (!data.empty()) {
-    BIM_RETURN_IF_ERROR(FillBlock(stop));
-    // Blocks end where the file offset is a multiple of their size.
-    const uint64_t capacity = kBlockSize - current_.offset % kBlockSize;
-    if (current_.length == capacity) {
-      BIM_RETURN_IF_ERROR(FlushBlock(stop));
-      continue;
-    }
-    const size_t count = static_cast<size_t>(
-        std::min<uint64_t>(data.size(), capacity - current_.length));
-    std::memcpy(current_.block->data() + current_.length, data.data(), count);
-    current_.length += count;
-    position_ += count;
-    data = data.subspan(count);
-    if (current_.length == capacity) BIM_RETURN_IF_ERROR(FlushBlock(stop));
-  }
-  return base::OkStatus();
+  return GiveFront(data.size(),
+                   [&](IngestWriter& writer, uint64_t from, uint64_t count) {
+                     return writer.Append(data.subspan(from, count), stop);
+                   });
 }
 
 Status IngestImpl::AppendZeros(uint64_t count, std::stop_token stop) {
-  BIM_RETURN_IF_ERROR(CheckRoom(count));
-  BIM_RETURN_IF_ERROR(FlushBlock(stop));
-  while (count > 0) {
-    Item item;
-    item.offset = position_;
-    item.length = std::min(count, kMaxZeroRun);
-    const uint64_t length = item.length;
-    BIM_RETURN_IF_ERROR(Push(std::move(item), stop));
-    position_ += length;
-    count -= length;
-  }
-  return base::OkStatus();
+  return GiveFront(count, [&](IngestWriter& writer, uint64_t, uint64_t part) {
+    return writer.AppendZeros(part, stop);
+  });
 }
 
-Status IngestImpl::WriteItem(const Item& item) {
-  if (!item.restored) {
-    BIM_FAILPOINT_ERROR("store.ingest.write");
-    if (item.block) {
-      Status written = io::WriteSparse(target_, item.Bytes(0, item.length),
-                                       item.offset, false);
-      if (!written.ok()) return written.WithContext(TempPath());
-    }
-  }
-  for (uint64_t done = 0; done < item.length;) {
-    const uint64_t at = item.offset + done;
-    const uint32_t index = static_cast<uint32_t>(at / chunk_size_);
-    const uint64_t chunk_end = (index + uint64_t{1}) * chunk_size_;
-    const uint64_t count = std::min(item.length - done, chunk_end - at);
-    if (at % chunk_size_ == 0) {
-      chunk_zeros_ = 0;
-      chunk_has_data_ = false;
-    }
-    const bool zeros = !item.block || io::IsZero(item.Bytes(done, count));
-    if (zeros && !chunk_has_data_) {
-      chunk_zeros_ += count;
-    } else {
-      if (!chunk_has_data_) chunk_hasher_->UpdateZeros(chunk_zeros_);
-      chunk_has_data_ = true;
-      if (item.block) {
-        chunk_hasher_->Update(item.Bytes(done, count));
-      } else {
-        chunk_hasher_->UpdateZeros(count);
-      }
-    }
-    done += count;
-    stored_.store(at + count);
-    if (at + count == chunk_end || (size_ && at + count == *size_)) {
-      BIM_RETURN_IF_ERROR(FinishChunk(index, item.restored));
-    }
-  }
-  return base::OkStatus();
+uint64_t IngestImpl::position() {
+  if (!begun_) return 0;
+  if (front_at_) return *front_at_;
+  if (!size_) return unknown_end_;
+  const auto missing = Missing();
+  return missing.empty() ? Limit() : missing.front().begin;
 }
 
-Status IngestImpl::FinishChunk(uint32_t index, bool restored) {
-  Chunk chunk;
-  chunk.zero = !chunk_has_data_;
-  if (chunk_has_data_) {
-    const Digest digest = chunk_hasher_->Finish();
-    std::copy(digest.bytes().begin(), digest.bytes().end(),
-              chunk.sha256.begin());
+Status IngestImpl::CloneChunk(uint32_t index, int source,
+                              uint64_t source_offset) {
+  BIM_CHECK(options_.reference != nullptr);
+  const uint64_t begin = uint64_t{index} * chunk_size_;
+  const uint64_t end = ChunkEnd(begin);
+  bool dirty = false;
+  {
+    std::lock_guard lock(mutex_);
+    dirty = dirty_.count(index) != 0;
   }
-  chunk_has_data_ = false;
-  chunk_zeros_ = 0;
-  if (chunks_.size() <= index) chunks_.resize(index + 1);
-  chunks_[index] = chunk;
-  const auto& reference = options_.reference;
-  const bool differs =
-      reference && !reference->chunks.empty() &&
-      (index >= reference->chunks.size() || reference->chunks[index] != chunk);
-  if (restored) {
-    // Of another content, or not what was journaled: not continued from here.
-    if (!bad_restored_chunk_ && (differs || partial_.chunks[index] != chunk)) {
-      bad_restored_chunk_ = index;
+  // Dropped bytes may be on their way to the very place.
+  if (dirty) BIM_RETURN_IF_ERROR(pipeline_.AwaitWritten());
+  struct file_clone_range range = {};
+  range.src_fd = source;
+  range.src_offset = source_offset;
+  range.src_length = end - begin;
+  range.dest_offset = begin;
+  if (::ioctl(temp_.get(), FICLONERANGE, &range) != 0) {
+    const int error = errno;
+    if (error == EOPNOTSUPP || error == EXDEV || error == EINVAL ||
+        error == ENOTTY || error == EBADF || error == ETXTBSY) {
+      return base::UnimplementedError("no reflink between these files");
     }
-    return base::OkStatus();
+    return base::ErrnoError(error, "cannot clone a chunk into " + TempPath());
   }
-  if (differs) {
+  BIM_FAILPOINT_ERROR("store.ingest.chunk_cloned");
+  // The clone cannot change any more: what is read here is what is kept.
+  BIM_ASSIGN_OR_RETURN(const Chunk chunk, ReadChunk(begin, end));
+  if (options_.reference->chunks[index] != chunk) {
+    std::lock_guard lock(mutex_);
+    dirty_.emplace(index, 0);
     return base::DataLossError("chunk " + std::to_string(index) +
-                               " of the source differs from its manifest");
+                               " of the file that was cloned differs from its "
+                               "manifest");
   }
-  std::lock_guard lock(mutex_);
-  if (journal_) journal_entries_ += EncodeJournalEntry(index, chunk);
-  unsynced_bytes_ += chunk_size_;
-  if (unsynced_bytes_ >= kSyncBytes) changed_.notify_all();
-  return base::OkStatus();
+  if (dirty) {
+    std::lock_guard lock(mutex_);
+    pipeline_.Forget(dirty_[index]);
+    dirty_.erase(index);
+  }
+  return pipeline_.Have(index, chunk, begin, end, true);
 }
 
-Status IngestImpl::HashItem(const Item& item) {
-  const auto update = [&](hash::Hasher& hasher) {
-    if (item.block) {
-      hasher.Update(item.Bytes(0, item.length));
-    } else {
-      hasher.UpdateZeros(item.length);
-    }
-  };
-  update(*sha512_);
-  if (sha256_) update(*sha256_);
-  return base::OkStatus();
-}
-
-void IngestImpl::RunSync() {
-  std::unique_lock lock(mutex_);
-  while (true) {
-    // Woken by bytes, or after a while for the last few.
-    changed_.wait_for(lock, kSyncInterval, [&] {
-      return stopping_ || (failure_.ok() && unsynced_bytes_ >= kSyncBytes);
-    });
-    if (stopping_) return;
-    if (unsynced_bytes_ == 0 || !failure_.ok()) continue;
-    std::string entries = std::exchange(journal_entries_, {});
-    unsynced_bytes_ = 0;
-    sync_running_ = true;
-    lock.unlock();
-    Status status = SyncNow(std::move(entries));
-    lock.lock();
-    sync_running_ = false;
-    if (!status.ok() && failure_.ok()) failure_ = std::move(status);
-    changed_.notify_all();
-  }
-}
-
-Status IngestImpl::SyncNow(std::string entries) {
-  if (::fdatasync(temp_.get()) != 0) {
-    return base::ErrnoError(errno, "cannot sync " + TempPath());
-  }
-  BIM_FAILPOINT_ERROR("store.journal.data_synced");
-  if (!journal_ || entries.empty()) return base::OkStatus();
-  // O_APPEND.
-  for (size_t done = 0; done < entries.size();) {
-    const ssize_t count =
-        ::write(journal_.get(), entries.data() + done, entries.size() - done);
-    if (count < 0 && errno == EINTR) continue;
-    if (count < 0) {
-      return base::ErrnoError(errno,
-                              "cannot write the journal of " + TempPath());
-    }
-    done += static_cast<size_t>(count);
-  }
-  BIM_FAILPOINT_ERROR("store.journal.appended");
-  if (::fdatasync(journal_.get()) != 0) {
-    return base::ErrnoError(errno, "cannot sync the journal of " + TempPath());
-  }
-  BIM_FAILPOINT("store.journal.synced");
-  return base::OkStatus();
-}
+// ------------------------------------------------- beginning, restoring
 
 Status IngestImpl::LoadPartial() {
   BIM_RETURN_IF_ERROR(MakeImageDir(*disk_, key_));
@@ -531,100 +601,131 @@ void IngestImpl::OpenDirect() {
       fd.ok()) {
     direct_ = *std::move(fd);
   }
-  target_ = {temp_.get(), direct_.get()};
 }
 
-Status IngestImpl::StartOver(uint64_t chunk_size,
-                             std::optional<uint64_t> size) {
-  // What the stages have is of the old content. A failed stage skips it.
-  Fail(base::CancelledError("started over"));
-  (void)Drain();
-  StopThreads();
-  std::lock_guard lock(mutex_);
-  failure_ = base::OkStatus();
-  Release(current_);
-  current_ = Item();
-  journal_entries_.clear();
-  unsynced_bytes_ = 0;
-  position_ = 0;
-  stored_ = 0;
+void IngestImpl::StartOver(uint64_t chunk_size, std::optional<uint64_t> size) {
+  // What the stages have is of the old content: a failed one skips it.
+  pipeline_.Fail(base::CancelledError("started over"));
+  front_.reset();
+  BIM_CHECK(writers_ == 0);
+  pipeline_.Stop();
+  tails_.clear();
+  dirty_.clear();
+  unknown_end_ = 0;
+  front_at_.reset();
   size_ = size;
   total_ = size.value_or(0);
   chunk_size_ = chunk_size;
-  chunks_.clear();
-  chunk_zeros_ = 0;
-  chunk_has_data_ = false;
-  bad_restored_chunk_.reset();
-  chunk_hasher_.emplace(DigestAlgorithm::kSha256);
-  if (hash_whole_) {
-    sha512_.emplace(DigestAlgorithm::kSha512);
-    if (options_.expect_sha256) sha256_.emplace(DigestAlgorithm::kSha256);
+  pipeline_.Start({temp_.get(), direct_.get()}, -1, chunk_size,
+                  size ? ChunkCount(*size, chunk_size) : 0);
+}
+
+Status IngestImpl::HaveZeroChunks() {
+  if (!options_.reference) return base::OkStatus();
+  const auto& chunks = options_.reference->chunks;
+  for (uint32_t i = 0; i < chunks.size(); ++i) {
+    if (!chunks[i].zero || pipeline_.HasChunk(i)) continue;
+    const uint64_t begin = uint64_t{i} * chunk_size_;
+    BIM_RETURN_IF_ERROR(
+        pipeline_.Have(i, chunks[i], begin, ChunkEnd(begin), false));
   }
   return base::OkStatus();
 }
 
-Result<uint64_t> IngestImpl::RestorePrefix(uint32_t count,
-                                           std::stop_token stop) {
-  BIM_RETURN_IF_ERROR(
-      StartOver(partial_.header.chunk_size, partial_.header.size));
-  begun_ = true;
-  StartThreads();
-  const uint64_t end = std::min(*size_, count * partial_.header.chunk_size);
-  while (position_ < end) {
-    BIM_RETURN_IF_ERROR(FillBlock(stop));
-    current_.restored = true;
-    const size_t want = static_cast<size_t>(
-        std::min(end - position_, kBlockSize - position_ % kBlockSize));
+Result<Chunk> IngestImpl::ReadChunk(uint64_t begin, uint64_t end) {
+  ChunkHasher hasher;
+  std::vector<std::byte> buffer(
+      static_cast<size_t>(std::min<uint64_t>(end - begin, kBlockSize)));
+  for (uint64_t at = begin; at < end;) {
+    const size_t want =
+        static_cast<size_t>(std::min<uint64_t>(buffer.size(), end - at));
     BIM_ASSIGN_OR_RETURN(
-        size_t got, io::PreadFull(temp_.get(), current_.block->data(), want,
-                                  position_, TempPath()));
-    // Cut off: what is missing reads as zeros and differs from the journal.
-    std::memset(current_.block->data() + got, 0, want - got);
-    current_.length = want;
-    position_ += want;
-    BIM_RETURN_IF_ERROR(FlushBlock(stop));
+        const size_t got,
+        io::PreadFull(temp_.get(), buffer.data(), want, at, TempPath()));
+    // Cut off: what is missing reads as zeros and differs from its digest.
+    std::fill(buffer.begin() + static_cast<ptrdiff_t>(got),
+              buffer.begin() + static_cast<ptrdiff_t>(want), std::byte{0});
+    hasher.Add(std::span(buffer).first(want));
+    at += want;
   }
-  BIM_RETURN_IF_ERROR(Drain());
-  return bad_restored_chunk_ ? *bad_restored_chunk_ * chunk_size_ : end;
+  return hasher.Finish();
+}
+
+Status IngestImpl::RestoreChunks(std::string& journal, std::stop_token stop) {
+  const auto& reference = options_.reference;
+  size_t bad = 0;
+  for (uint32_t i = 0; i < partial_.chunks.size(); ++i) {
+    if (!partial_.chunks[i]) continue;
+    if (stop.stop_requested()) return base::CancelledError("stopped");
+    const Chunk& known = *partial_.chunks[i];
+    if (reference && reference->chunks[i] != known) continue;
+    const uint64_t begin = uint64_t{i} * chunk_size_;
+    const uint64_t end = ChunkEnd(begin);
+    BIM_ASSIGN_OR_RETURN(const Chunk chunk, ReadChunk(begin, end));
+    if (chunk != known) {
+      ++bad;
+      continue;
+    }
+    BIM_RETURN_IF_ERROR(pipeline_.Have(i, chunk, begin, end, false));
+    journal += EncodeJournalEntry(i, chunk);
+  }
+  if (bad > 0) {
+    BIM_LOG_WARN("{}: {} chunks differ from its journal and are dropped",
+                 TempPath(), bad);
+  }
+  return base::OkStatus();
+}
+
+Status IngestImpl::OpenJournal(const std::string& text) {
+  const io::Dir& root = disk_->root();
+  BIM_RETURN_IF_ERROR(root.ReplaceFile(RecordFile(key_), text));
+  BIM_ASSIGN_OR_RETURN(journal_,
+                       root.OpenFile(RecordFile(key_), O_WRONLY | O_APPEND));
+  pipeline_.SetJournal(journal_.get());
+  return base::OkStatus();
 }
 
 Status IngestImpl::Restore(std::stop_token stop) {
+  Status restored = DoRestore(stop);
+  // What lies there stays as it is, to be restored again.
+  if (!restored.ok()) begun_ = false;
+  return restored;
+}
+
+Status IngestImpl::DoRestore(std::stop_token stop) {
   if (partial_.header.validator.empty()) return base::OkStatus();
+  const auto& reference = options_.reference;
+  if (reference && (partial_.header.size != reference->stamp.size ||
+                    partial_.header.chunk_size != reference->chunk_size)) {
+    return base::OkStatus();
+  }
+  if (std::none_of(partial_.chunks.begin(), partial_.chunks.end(),
+                   [](const auto& chunk) { return chunk.has_value(); })) {
+    return base::OkStatus();
+  }
   const io::Dir& root = disk_->root();
   BIM_ASSIGN_OR_RETURN(temp_, root.OpenFile(TempFile(key_), O_RDWR));
   OpenDirect();
-  uint32_t count = 0;
-  while (count < partial_.chunks.size() && partial_.chunks[count]) ++count;
-  if (count == 0) return base::OkStatus();
-  BIM_ASSIGN_OR_RETURN(uint64_t good, RestorePrefix(count, stop));
-  if (good < std::min(*size_, count * chunk_size_)) {
-    BIM_LOG_WARN("{}: chunk {} differs from its journal: continuing before it",
-                 TempPath(), good / chunk_size_);
-    const uint32_t fewer = static_cast<uint32_t>(good / chunk_size_);
-    BIM_ASSIGN_OR_RETURN(uint64_t again, RestorePrefix(fewer, stop));
-    if (again != good) {
-      return base::UnavailableError(TempPath() +
-                                    " reads differently each time");
-    }
+  StartOver(partial_.header.chunk_size, partial_.header.size);
+  begun_ = true;
+  JournalHeader header = partial_.header;
+  // With a reference the content is what that says, whatever it was before.
+  if (reference) header.validator = "sha512:" + reference->sha512.Hex();
+  std::string journal = EncodeJournalHeader(header);
+  BIM_RETURN_IF_ERROR(RestoreChunks(journal, stop));
+  restored_ = pipeline_.stored_bytes() > 0;
+  // What lies elsewhere is not vouched for: gone, so that zeros can stay holes.
+  if (::ftruncate(temp_.get(), static_cast<off_t>(*size_)) != 0) {
+    return base::ErrnoError(errno, "cannot set the length of " + TempPath());
   }
-  // What lies behind is not vouched for: gone, so that zeros can stay holes.
-  if (::ftruncate(temp_.get(), static_cast<off_t>(position_)) != 0 ||
-      ::ftruncate(temp_.get(), static_cast<off_t>(*size_)) != 0) {
-    return base::ErrnoError(errno, "cannot truncate " + TempPath());
+  for (const io::Extent& missing : Missing()) {
+    BIM_RETURN_IF_ERROR(io::MakeHole(temp_.get(), missing.begin, missing.end)
+                            .WithContext(TempPath()));
   }
-  // A fresh journal that holds just what was found good.
-  std::string text = EncodeJournalHeader(partial_.header);
-  for (uint32_t i = 0; i < ChunkCount(position_, chunk_size_); ++i) {
-    text += EncodeJournalEntry(i, chunks_[i]);
-  }
-  BIM_RETURN_IF_ERROR(root.ReplaceFile(RecordFile(key_), text));
-  BIM_ASSIGN_OR_RETURN(UniqueFd journal,
-                       root.OpenFile(RecordFile(key_), O_WRONLY | O_APPEND));
-  validator_ = partial_.header.validator;
+  BIM_RETURN_IF_ERROR(HaveZeroChunks());
+  BIM_RETURN_IF_ERROR(OpenJournal(journal));
+  validator_ = header.validator;
   partial_ = Journal();
-  restored_ = position_ > 0;
-  std::lock_guard lock(mutex_);
-  journal_ = std::move(journal);
   return base::OkStatus();
 }
 
@@ -635,15 +736,18 @@ Status IngestImpl::Begin(std::optional<uint64_t> size, std::string validator) {
                                           : "size " + std::to_string(*size) +
                                                 " is not a multiple of 512");
   }
-  BIM_RETURN_IF_ERROR(
-      StartOver(size ? ChunkSizeFor(*size) : kUnknownSizeChunk, size));
+  const auto& reference = options_.reference;
+  if (reference && size != reference->stamp.size) {
+    return base::InvalidArgumentError("the size is not the manifest's");
+  }
   partial_ = Journal();
   restored_ = false;
+  begun_ = false;
+  pipeline_.Fail(base::CancelledError("started over"));
+  front_.reset();
+  pipeline_.Stop();
+  journal_.Reset();
   const io::Dir& root = disk_->root();
-  {
-    std::lock_guard lock(mutex_);
-    journal_.Reset();
-  }
   BIM_RETURN_IF_ERROR(RemovePartial(*disk_, key_));
   BIM_ASSIGN_OR_RETURN(
       temp_, root.OpenFile(TempFile(key_), O_RDWR | O_CREAT | O_EXCL, 0600));
@@ -653,6 +757,10 @@ Status IngestImpl::Begin(std::optional<uint64_t> size, std::string validator) {
     return base::ErrnoError(errno, "cannot make " + TempPath() + " " +
                                        std::to_string(*size) + " bytes long");
   }
+  StartOver(reference ? reference->chunk_size
+            : size    ? ChunkSizeFor(*size)
+                      : kUnknownSizeChunk,
+            size);
   validator_ = std::move(validator);
   // A ready file that is being replaced keeps its record until the new one is
   // sealed.
@@ -662,75 +770,44 @@ Status IngestImpl::Begin(std::optional<uint64_t> size, std::string validator) {
     if (::fstat(temp_.get(), &st) != 0) {
       return base::ErrnoError(errno, "cannot stat " + TempPath());
     }
-    BIM_RETURN_IF_ERROR(root.ReplaceFile(
-        RecordFile(key_), EncodeJournalHeader({key_, *size, chunk_size_,
-                                               validator_, st.st_ino})));
-    BIM_ASSIGN_OR_RETURN(UniqueFd journal,
-                         root.OpenFile(RecordFile(key_), O_WRONLY | O_APPEND));
-    std::lock_guard lock(mutex_);
-    journal_ = std::move(journal);
+    BIM_RETURN_IF_ERROR(OpenJournal(EncodeJournalHeader(
+        {key_, *size, chunk_size_, validator_, st.st_ino})));
     BIM_FAILPOINT("store.journal.made");
   }
   begun_ = true;
-  StartThreads();
+  return HaveZeroChunks();
+}
+
+// --------------------------------------------------------------- ending
+
+// Only now is the length known: the same rules.
+Status IngestImpl::SetFinalSize() {
+  const uint64_t end = position();
+  if (end == 0 || end % 512 != 0) {
+    const Status wrong = base::FailedPreconditionError(
+        end == 0 ? "the file is empty"
+                 : "size " + std::to_string(end) + " is not a multiple of 512");
+    (void)Discard();
+    return wrong;
+  }
+  front_.reset();
+  BIM_RETURN_IF_ERROR(pipeline_.AwaitWritten());
+  if (::ftruncate(temp_.get(), static_cast<off_t>(end)) != 0) {
+    return base::ErrnoError(errno, "cannot set the length of " + TempPath());
+  }
+  if (end % chunk_size_ != 0) {
+    const uint32_t index = static_cast<uint32_t>(end / chunk_size_);
+    std::lock_guard lock(mutex_);
+    const auto tail = tails_.find(index);
+    BIM_CHECK(tail != tails_.end());
+    pipeline_.AddChunk({index, tail->second.hasher.Finish()});
+    tails_.erase(tail);
+  }
+  size_ = end;
   return base::OkStatus();
 }
 
-Result<ImageRecord> IngestImpl::Commit(std::stop_token stop) {
-  BIM_CHECK(begun_);
-  if (size_ && position_ != *size_) {
-    return base::UnavailableError("only " + std::to_string(position_) + " of " +
-                                  std::to_string(*size_) + " bytes came");
-  }
-  BIM_RETURN_IF_ERROR(FlushBlock(stop));
-  // fsync while the hash of the last blocks is still being made.
-  {
-    std::unique_lock lock(mutex_);
-    changed_.wait(lock, [&] { return written_ == pushed_ && !sync_running_; });
-    if (!failure_.ok()) return failure_;
-  }
-  if (!size_) {
-    // Only now is the length known: the same rules.
-    if (position_ == 0 || position_ % 512 != 0) {
-      const Status wrong = base::FailedPreconditionError(
-          position_ == 0 ? "the file is empty"
-                         : "size " + std::to_string(position_) +
-                               " is not a multiple of 512");
-      (void)Discard();
-      return wrong;
-    }
-    if (::ftruncate(temp_.get(), static_cast<off_t>(position_)) != 0) {
-      return base::ErrnoError(errno, "cannot set the length of " + TempPath());
-    }
-    if (position_ % chunk_size_ != 0) {
-      size_ = position_;
-      BIM_RETURN_IF_ERROR(
-          FinishChunk(static_cast<uint32_t>(position_ / chunk_size_), false));
-    }
-    size_ = position_;
-  }
-  BIM_FAILPOINT_ERROR("store.commit.before_fsync");
-  if (::fsync(temp_.get()) != 0) {
-    return base::ErrnoError(errno, "cannot sync " + TempPath());
-  }
-  BIM_FAILPOINT("store.commit.after_fsync");
-  BIM_RETURN_IF_ERROR(Drain());
-  // No stage, and no journal entry, may come between the seal and the rename.
-  StopThreads();
-
-  ImageRecord record;
-  record.key = key_;
-  record.chunk_size = chunk_size_;
-  record.chunks = chunks_;
-  record.origin = (restored_ ? "resumed " : "") + options_.origin;
-  BIM_CHECK(record.chunks.size() == ChunkCount(*size_, chunk_size_));
-  if (hash_whole_) {
-    record.sha512 = sha512_->Finish();
-    if (sha256_) record.sha256 = sha256_->Finish();
-  } else {
-    record.sha512 = options_.reference->sha512;
-    record.sha256 = options_.reference->sha256;
-  }
+Status IngestImpl::CheckDigests(const ImageRecord& record) const {
   const auto compare = [](const std::optional<Digest>& expected,
                           const std::optional<Digest>& found) -> Status {
     if (!expected || (found && *expected == *found)) return base::OkStatus();
@@ -739,9 +816,60 @@ Result<ImageRecord> IngestImpl::Commit(std::stop_token stop) {
         std::string(base::DigestName(expected->algorithm())) + " " +
         expected->Hex() + ", found " + (found ? found->Hex() : "none"));
   };
-  Status checked = compare(options_.expect_sha512, record.sha512);
-  if (checked.ok()) checked = compare(options_.expect_sha256, record.sha256);
-  if (!checked.ok()) {
+  if (options_.reference && options_.reference->sha512 != record.sha512) {
+    return base::DataLossError(
+        "every chunk is as the manifest says, but the whole is not: expected "
+        "SHA-512 " +
+        options_.reference->sha512.Hex() + ", found " + record.sha512.Hex());
+  }
+  BIM_RETURN_IF_ERROR(compare(options_.expect_sha512, record.sha512));
+  return compare(options_.expect_sha256, record.sha256);
+}
+
+Result<ImageRecord> IngestImpl::Commit(std::stop_token stop) {
+  BIM_CHECK(begun_);
+  if (size_) {
+    if (front_) BIM_RETURN_IF_ERROR(front_->Flush(stop));
+    front_.reset();
+    BIM_CHECK(writers_ == 0);
+    BIM_RETURN_IF_ERROR(pipeline_.AwaitWritten());
+    uint64_t missing = 0;
+    for (const io::Extent& range : Missing())
+      missing += range.end - range.begin;
+    if (missing > 0) {
+      return base::UnavailableError("only " + std::to_string(*size_ - missing) +
+                                    " of " + std::to_string(*size_) +
+                                    " bytes came");
+    }
+  } else {
+    BIM_RETURN_IF_ERROR(SetFinalSize());
+  }
+  // fsync while the hash of the last blocks is still being made.
+  BIM_FAILPOINT_ERROR("store.commit.before_fsync");
+  if (::fsync(temp_.get()) != 0) {
+    return base::ErrnoError(errno, "cannot sync " + TempPath());
+  }
+  BIM_FAILPOINT("store.commit.after_fsync");
+  BIM_RETURN_IF_ERROR(pipeline_.AwaitHashed(*size_, stop));
+  // No stage, and no journal entry, may come between the seal and the rename.
+  pipeline_.EndSync();
+  pipeline_.Stop();
+
+  ImageRecord record;
+  record.key = key_;
+  record.chunk_size = chunk_size_;
+  record.chunks = pipeline_.TakeChunks();
+  record.origin = (restored_ ? "resumed " : "") + options_.origin;
+  record.sha512_pending = options_.sha512_pending;
+  BIM_CHECK(record.chunks.size() == ChunkCount(*size_, chunk_size_));
+  if (hash_whole_) {
+    record.sha512 = pipeline_.FinishSha512();
+    record.sha256 = pipeline_.FinishSha256();
+  } else {
+    record.sha512 = options_.reference->sha512;
+    record.sha256 = options_.reference->sha256;
+  }
+  if (Status checked = CheckDigests(record); !checked.ok()) {
     (void)Discard();
     return checked;
   }
@@ -762,44 +890,35 @@ Result<ImageRecord> IngestImpl::Commit(std::stop_token stop) {
 
 void IngestImpl::Suspend() {
   if (!begun_) return;
+  front_.reset();
+  BIM_CHECK(writers_ == 0);
   begun_ = false;
-  // What fills the block in work is not yet in the file; a chunk that it
-  // completes is worth a last write.
-  (void)FlushBlock({});
-  (void)Drain();
-  StopThreads();
-  std::string entries;
-  bool failed = false;
-  {
-    std::lock_guard lock(mutex_);
-    entries = std::exchange(journal_entries_, {});
-    failed = !failure_.ok();
-  }
-  // Interrupted while restoring: what lies there stays as it is.
-  if (!partial_.header.validator.empty()) return;
+  const bool failed = !pipeline_.AwaitWritten().ok();
+  pipeline_.Stop();
   if (!journal_) {
     // Nothing can continue it.
     (void)RemovePartial(*disk_, key_);
     return;
   }
-  if (failed && entries.empty()) return;
-  if (Status synced = SyncNow(std::move(entries)); !synced.ok()) {
+  if (failed) return;
+  if (Status synced = pipeline_.SyncNow(); !synced.ok()) {
     BIM_LOG_WARN("{}: the last bytes cannot be kept: {}", TempPath(),
                  synced.message());
   }
 }
 
 Status IngestImpl::Discard() {
-  Fail(base::CancelledError("discarded"));
-  (void)Drain();
-  StopThreads();
+  pipeline_.Fail(base::CancelledError("discarded"));
+  front_.reset();
+  BIM_CHECK(writers_ == 0);
+  pipeline_.Stop();
   begun_ = false;
   temp_.Reset();
   direct_.Reset();
   journal_.Reset();
   partial_ = Journal();
-  position_ = 0;
-  stored_ = 0;
+  tails_.clear();
+  dirty_.clear();
   return RemovePartial(*disk_, key_);
 }
 
@@ -808,6 +927,10 @@ Status IngestImpl::Discard() {
 Result<std::unique_ptr<Ingest>> Ingest::Open(std::shared_ptr<const Disk> disk,
                                              ImageKey key,
                                              IngestOptions options) {
+  BIM_CHECK(!options.trust_reference || options.reference);
+  if (options.reference && options.reference->chunks.empty()) {
+    return base::InvalidArgumentError("the reference has no chunks");
+  }
   auto ingest = std::make_unique<IngestImpl>(std::move(disk), std::move(key),
                                              std::move(options));
   BIM_RETURN_IF_ERROR(ingest->LoadPartial());

@@ -46,6 +46,11 @@ inline std::string ConfigFile(const ImageKey& key) {
 inline std::string RecordFile(const ImageKey& key) {
   return ImageDir(key) + "/backing.bim";
 }
+// A file that was found damaged, kept when it was replaced by a repaired one.
+inline constexpr char kDamagedDir[] = ".bim/damaged";
+inline std::string DamagedFile(const ImageKey& key) {
+  return std::string(kDamagedDir) + "/" + DirName(key);
+}
 inline std::string DesiredFile(const ImageKey& key) {
   return std::string(kDesiredDir) + "/" + DirName(key) + ".json";
 }

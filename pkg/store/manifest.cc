@@ -18,15 +18,15 @@ uint32_t ChunkCount(uint64_t size, uint64_t chunk_size) {
                                (size % chunk_size != 0 ? 1 : 0));
 }
 
-base::Status Manifest::Check() const {
+base::Status CheckChunks(uint64_t size, uint64_t chunk_size, size_t chunks) {
   if (!std::has_single_bit(chunk_size) || chunk_size < kMinChunkSize) {
     return DataLossError("the manifest's chunk size " +
                          std::to_string(chunk_size) +
                          " is no power of two of at least 256 KiB");
   }
   const uint64_t count = size / chunk_size + (size % chunk_size != 0 ? 1 : 0);
-  if (count > kMaxChunks || count != chunks.size()) {
-    return DataLossError("the manifest has " + std::to_string(chunks.size()) +
+  if (count > kMaxChunks || count != chunks) {
+    return DataLossError("the manifest has " + std::to_string(chunks) +
                          " chunks, a file of " + std::to_string(size) +
                          " bytes has " + std::to_string(count));
   }

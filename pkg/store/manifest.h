@@ -10,7 +10,6 @@
 #include <string_view>
 #include <vector>
 
-#include "pkg/base/digest.h"
 #include "pkg/base/status.h"
 
 namespace bim::store {
@@ -32,15 +31,8 @@ struct Chunk {
   friend bool operator==(const Chunk&, const Chunk&) = default;
 };
 
-struct Manifest {
-  uint64_t size = 0;        // of the file, in bytes
-  uint64_t chunk_size = 0;  // a power of two
-  std::vector<Chunk> chunks;
-  base::Digest sha512;  // of the whole file
-
-  // OK when the numbers fit together.
-  base::Status Check() const;
-};
+// OK when the numbers fit together; DATA_LOSS says which do not.
+base::Status CheckChunks(uint64_t size, uint64_t chunk_size, size_t count);
 
 // The chunks as bytes: 33 each (0 or 1 for zero, then the digest).
 std::string EncodeChunks(const std::vector<Chunk>& chunks);

@@ -386,12 +386,24 @@ Status CheckUnused(const Disk& disk, const ImageKey& key) {
   return HoldUnused(disk, key).status();
 }
 
+Status KeepDamaged(const Disk& disk, const ImageKey& key) {
+  const io::Dir& root = disk.root();
+  BIM_RETURN_IF_ERROR(root.MakeDir(kDamagedDir, 0700));
+  BIM_RETURN_IF_ERROR(root.Link(DataFile(key), DamagedFile(key)));
+  BIM_FAILPOINT("store.repair.kept");
+  BIM_ASSIGN_OR_RETURN(io::Dir kept, root.OpenDir(kDamagedDir));
+  BIM_RETURN_IF_ERROR(kept.Sync());
+  BIM_ASSIGN_OR_RETURN(io::Dir own, root.OpenDir(kBimDir));
+  return own.Sync();
+}
+
 Status RemoveImage(const Disk& disk, const ImageKey& key, bool force) {
   const io::Dir& root = disk.root();
   UniqueFd held;
   if (!force) {
     BIM_ASSIGN_OR_RETURN(held, HoldUnused(disk, key));
   }
+  BIM_RETURN_IF_ERROR(root.RemoveFile(DamagedFile(key)));
   if (!root.Stat(ImageDir(key)).ok()) return base::OkStatus();
   for (const std::string& path :
        {DataFile(key), TempFile(key), ConfigFile(key), RecordFile(key),

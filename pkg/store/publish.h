@@ -66,6 +66,10 @@ base::Status CheckUnused(const Disk& disk, const ImageKey& key);
 // a process has the ready file open (named when it can be seen), unless
 // forced. Files that are not ours are left, and then the directory, too.
 base::Status RemoveImage(const Disk& disk, const ImageKey& key, bool force);
+// Gives the ready file, found damaged, a second name (DamagedFile), under which
+// it stays when it is replaced. One that was kept before is deleted.
+base::Status KeepDamaged(const Disk& disk, const ImageKey& key);
+
 // Deletes only what is in work or left over: temp file and journal.
 base::Status RemovePartial(const Disk& disk, const ImageKey& key);
 

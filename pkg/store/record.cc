@@ -21,6 +21,7 @@ using nlohmann::json;
 
 constexpr char kRecordMagic[] = "bim-record";
 constexpr char kJournalMagic[] = "bim-journal";
+constexpr char kManifestMagic[] = "bim-manifest";
 constexpr size_t kMaxLine = 256;
 constexpr size_t kMaxHeader = 64 * 1024;
 constexpr size_t kMaxTable = size_t{kMaxChunks} * 33;
@@ -55,25 +56,9 @@ struct Opened {
   std::string rest;
 };
 
-// Reads line, header and (with `with_rest`) what follows.
-Result<Opened> OpenEnvelope(const io::Dir& disk, const std::string& path,
-                            const char* magic, size_t max_rest,
-                            bool with_rest) {
-  std::string text;
-  if (with_rest) {
-    BIM_ASSIGN_OR_RETURN(text,
-                         disk.ReadFile(path, kMaxLine + kMaxHeader + max_rest));
-  } else {
-    BIM_ASSIGN_OR_RETURN(base::UniqueFd fd,
-                         disk.OpenFile(path, O_RDONLY | O_NONBLOCK));
-    // Nearly every header is far below 4 KiB.
-    text.resize(4096);
-    BIM_ASSIGN_OR_RETURN(size_t count,
-                         io::PreadFull(fd.get(), text.data(), text.size(), 0,
-                                       disk.path() + "/" + path));
-    text.resize(count);
-  }
-  const std::string shown = disk.path() + "/" + path;
+// OUT_OF_RANGE: without the rest, `text` does not hold the whole header.
+Result<Opened> ParseEnvelope(std::string text, const std::string& shown,
+                             const char* magic, bool with_rest) {
   const size_t newline = text.substr(0, kMaxLine).find('\n');
   char found[16] = {};
   int version = 0, min_version = 0;
@@ -101,11 +86,9 @@ Result<Opened> OpenEnvelope(const io::Dir& disk, const std::string& path,
         std::to_string(meta::kDiskFormatVersion));
   }
   if (length > kMaxHeader) return DataLossError(shown + " is damaged: header");
-  if (!with_rest && newline + 1 + length > text.size()) {
-    return OpenEnvelope(disk, path, magic, max_rest, true);
-  }
   if (newline + 1 + length > text.size()) {
-    return DataLossError(shown + " is cut off");
+    return with_rest ? DataLossError(shown + " is cut off")
+                     : base::OutOfRangeError("a longer header");
   }
   const std::string header = text.substr(newline + 1, length);
   if (Sha256Hex(header) != digest) {
@@ -116,7 +99,37 @@ Result<Opened> OpenEnvelope(const io::Dir& disk, const std::string& path,
   if (!opened.header.is_object()) {
     return DataLossError(shown + " is damaged: its header is no JSON object");
   }
-  if (with_rest) opened.rest = text.substr(newline + 1 + length);
+  if (with_rest) {
+    text.erase(0, newline + 1 + length);
+    opened.rest = std::move(text);
+  }
+  return opened;
+}
+
+// Reads line, header and (with `with_rest`) what follows.
+Result<Opened> OpenEnvelope(const io::Dir& disk, const std::string& path,
+                            const char* magic, size_t max_rest,
+                            bool with_rest) {
+  std::string text;
+  if (with_rest) {
+    BIM_ASSIGN_OR_RETURN(text,
+                         disk.ReadFile(path, kMaxLine + kMaxHeader + max_rest));
+  } else {
+    BIM_ASSIGN_OR_RETURN(base::UniqueFd fd,
+                         disk.OpenFile(path, O_RDONLY | O_NONBLOCK));
+    // Nearly every header is far below 4 KiB.
+    text.resize(4096);
+    BIM_ASSIGN_OR_RETURN(size_t count,
+                         io::PreadFull(fd.get(), text.data(), text.size(), 0,
+                                       disk.path() + "/" + path));
+    text.resize(count);
+  }
+  const std::string shown = disk.path() + "/" + path;
+  auto opened = ParseEnvelope(std::move(text), shown, magic, with_rest);
+  if (!with_rest && !opened.ok() &&
+      opened.status().code() == base::Code::kOutOfRange) {
+    return OpenEnvelope(disk, path, magic, max_rest, true);
+  }
   return opened;
 }
 
@@ -126,6 +139,9 @@ T Value(const json& object, const char* key, T fallback) {
   if (it == object.end()) return fallback;
   if constexpr (std::is_same_v<T, std::string>) {
     return it->is_string() ? it->template get<std::string>() : fallback;
+  } else if constexpr (std::is_unsigned_v<T>) {
+    // A negative number would become a huge one.
+    return it->is_number_unsigned() ? it->template get<T>() : fallback;
   } else {
     return it->is_number_integer() ? it->template get<T>() : fallback;
   }
@@ -184,23 +200,36 @@ std::string EncodeRecord(const ImageRecord& record) {
       {"chunksSha256", Sha256Hex(table)},
   };
   if (record.sha256) header["sha256"] = record.sha256->Hex();
+  if (record.sha512_pending) header["sha512Pending"] = true;
   return Envelope(kRecordMagic, Dump(header)) + table;
 }
 
-Result<ImageRecord> ReadRecord(const io::Dir& disk, const ImageKey& key,
-                               bool with_chunks) {
-  const std::string path = RecordFile(key);
-  BIM_ASSIGN_OR_RETURN(Opened opened, OpenEnvelope(disk, path, kRecordMagic,
-                                                   kMaxTable, with_chunks));
+std::string EncodeManifest(const ImageRecord& record) {
+  const std::string table = EncodeChunks(record.chunks);
+  json header = {
+      {"name", record.key.name},
+      {"uuid", record.key.uuid},
+      {"size", record.stamp.size},
+      {"format", record.format},
+      {"virtualSize", record.virtual_size},
+      {"sha512", record.sha512.Hex()},
+      {"chunkSize", record.chunk_size},
+      {"chunkCount", record.chunks.size()},
+      {"chunksSha256", Sha256Hex(table)},
+  };
+  if (record.sha256) header["sha256"] = record.sha256->Hex();
+  return Envelope(kManifestMagic, Dump(header)) + table;
+}
+
+namespace {
+
+// What record and manifest have in common; the table only `with_chunks`.
+Result<ImageRecord> ParseRecord(const Opened& opened, const std::string& shown,
+                                bool with_chunks) {
   const json& header = opened.header;
-  const std::string shown = disk.path() + "/" + path;
   ImageRecord record;
   record.key = {Value<std::string>(header, "name", ""),
                 Value<std::string>(header, "uuid", "")};
-  if (record.key != key) {
-    return DataLossError(shown + " is the record of image '" + record.key.name +
-                         "' with uuid '" + record.key.uuid + "'");
-  }
   record.stamp = {Value<uint64_t>(header, "size", 0),
                   Value<uint64_t>(header, "inode", 0),
                   Value<int64_t>(header, "mtimeNs", 0),
@@ -220,20 +249,83 @@ Result<ImageRecord> ReadRecord(const io::Dir& disk, const ImageKey& key,
     BIM_ASSIGN_OR_RETURN(record.sha256,
                          digest(DigestAlgorithm::kSha256, "sha256"));
   }
+  const auto pending = header.find("sha512Pending");
+  record.sha512_pending = pending != header.end() && *pending == true;
   record.origin = Value<std::string>(header, "origin", "");
   record.verified_ns = Value<int64_t>(header, "verifiedNs", 0);
   record.chunk_size = Value<uint64_t>(header, "chunkSize", 0);
-  record.chunk_count = Value<uint32_t>(header, "chunkCount", 0);
+  const uint64_t chunk_count = Value<uint64_t>(header, "chunkCount", 0);
+  if (chunk_count > kMaxChunks) {
+    return DataLossError(shown + " is damaged: it has " +
+                         std::to_string(chunk_count) + " chunks, at most " +
+                         std::to_string(kMaxChunks) + " are possible");
+  }
+  record.chunk_count = static_cast<uint32_t>(chunk_count);
   if (with_chunks && record.chunk_count > 0) {
     if (Sha256Hex(opened.rest) !=
         Value<std::string>(header, "chunksSha256", "")) {
       return DataLossError(shown + " is damaged: its chunk table");
     }
     BIM_ASSIGN_OR_RETURN(record.chunks, DecodeChunks(opened.rest));
-    Manifest manifest{record.stamp.size, record.chunk_size, record.chunks,
-                      record.sha512};
-    BIM_RETURN_IF_ERROR(manifest.Check().WithContext(shown));
+    if (record.chunks.size() != chunk_count) {
+      return DataLossError(shown + " is damaged: its header says " +
+                           std::to_string(chunk_count) +
+                           " chunks, its table has " +
+                           std::to_string(record.chunks.size()));
+    }
+    BIM_RETURN_IF_ERROR(
+        CheckChunks(record.stamp.size, record.chunk_size, record.chunks.size())
+            .WithContext(shown));
   }
+  return record;
+}
+
+}  // namespace
+
+Result<ImageRecord> ReadRecord(const io::Dir& disk, const ImageKey& key,
+                               bool with_chunks) {
+  const std::string path = RecordFile(key);
+  const std::string shown = disk.path() + "/" + path;
+  BIM_ASSIGN_OR_RETURN(Opened opened, OpenEnvelope(disk, path, kRecordMagic,
+                                                   kMaxTable, with_chunks));
+  BIM_ASSIGN_OR_RETURN(ImageRecord record,
+                       ParseRecord(opened, shown, with_chunks));
+  if (record.key != key) {
+    return DataLossError(shown + " is the record of image '" + record.key.name +
+                         "' with uuid '" + record.key.uuid + "'");
+  }
+  return record;
+}
+
+Result<ImageRecord> DecodeManifest(std::string text) {
+  const std::string shown = "the manifest";
+  if (text.size() > kMaxManifest) {
+    return DataLossError("the manifest has " + std::to_string(text.size()) +
+                         " bytes, at most " + std::to_string(kMaxManifest) +
+                         " are expected");
+  }
+  auto opened = ParseEnvelope(std::move(text), shown, kManifestMagic, true);
+  // A record or a journal in its place is no manifest either.
+  if (opened.status().code() == base::Code::kNotFound) {
+    return DataLossError(opened.status().message());
+  }
+  if (!opened.ok()) return opened.status();
+  BIM_ASSIGN_OR_RETURN(ImageRecord record, ParseRecord(*opened, shown, true));
+  if (record.stamp.size == 0 || record.stamp.size % 512 != 0 ||
+      record.stamp.size > uint64_t{INT64_MAX}) {
+    return DataLossError("the manifest's size " +
+                         std::to_string(record.stamp.size) + " is no image's");
+  }
+  if (record.chunk_count == 0 && !opened->rest.empty()) {
+    return DataLossError("the manifest says that it has no chunks, but " +
+                         std::to_string(opened->rest.size()) +
+                         " bytes follow its header");
+  }
+  // What is only of a disk is no peer's to say.
+  record.stamp = {.size = record.stamp.size};
+  record.sha512_pending = false;
+  record.origin.clear();
+  record.verified_ns = 0;
   return record;
 }
 
@@ -274,8 +366,11 @@ Result<Journal> ReadJournal(const io::Dir& disk, const ImageKey& key) {
   header.chunk_size = Value<uint64_t>(opened.header, "chunkSize", 0);
   header.validator = Value<std::string>(opened.header, "validator", "");
   header.inode = Value<uint64_t>(opened.header, "inode", 0);
-  if (header.key != key || header.size == 0 ||
-      header.chunk_size != ChunkSizeFor(header.size)) {
+  if (header.key != key || header.size == 0 || header.chunk_size == 0 ||
+      // Not only ChunkSizeFor: a reference brings its own.
+      !CheckChunks(header.size, header.chunk_size,
+                   ChunkCount(header.size, header.chunk_size))
+           .ok()) {
     return DataLossError(disk.path() + "/" + path +
                          " is not the journal of this image");
   }

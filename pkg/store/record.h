@@ -47,6 +47,9 @@ struct ImageRecord {
   uint64_t virtual_size = 0;
   base::Digest sha512;
   std::optional<base::Digest> sha256;
+  // `sha512` is what a trusted peer said; the chunks are proven, the whole is
+  // not yet.
+  bool sha512_pending = false;
   std::string origin;       // how it came, for people
   int64_t verified_ns = 0;  // when all of it was last received or read
   uint64_t chunk_size = 0;
@@ -61,6 +64,17 @@ std::string EncodeRecord(const ImageRecord& record);
 // checked, too.
 base::Result<ImageRecord> ReadRecord(const io::Dir& disk, const ImageKey& key,
                                      bool with_chunks);
+
+// What another daemon is told of a ready image: the record without what is
+// only this disk's (stamp, origin). In the same framing, "bim-manifest V M N
+// D". Also for a record without chunks: then it has none.
+std::string EncodeManifest(const ImageRecord& record);
+// The stamp has only the size. FAILED_PRECONDITION: of a newer format.
+// DATA_LOSS: damaged, or its numbers do not fit together.
+base::Result<ImageRecord> DecodeManifest(std::string text);
+// The longest one that is taken, in bytes.
+inline constexpr size_t kMaxManifest =
+    256 + 64 * 1024 + size_t{kMaxChunks} * 33;
 
 // A journal: the digests of chunks whose data is on the disk.
 struct JournalHeader {

@@ -19,13 +19,14 @@ class FileSource : public Source {
   FileSource(base::UniqueFd file, store::ImageRecord record)
       : file_(std::move(file)), record_(std::move(record)) {}
 
-  Outcome Read(uint64_t offset, const std::string& validator, SourceSink& sink,
-               std::stop_token stop) override {
-    const uint64_t size = record_.stamp.size;
+  Outcome Read(const Range& range, const std::string& validator,
+               SourceSink& sink, std::stop_token stop) override {
+    const uint64_t size = std::min(record_.stamp.size, range.end);
     SourceHead head;
-    head.size = size;
+    head.size = record_.stamp.size;
     head.validator = Validator();
-    head.offset = validator == head.validator && offset <= size ? offset : 0;
+    head.offset =
+        validator == head.validator && range.begin <= size ? range.begin : 0;
     base::Status status = sink.OnHead(head);
     std::vector<std::byte> buffer(kPiece);
     for (uint64_t at = head.offset; status.ok() && at < size;) {
@@ -71,6 +72,9 @@ class FileSource : public Source {
 
   std::string Validator() const {
     const store::FileStamp& stamp = record_.stamp;
+    if (record_.sha512 != base::Digest()) {
+      return "sha512:" + record_.sha512.Hex();
+    }
     return "file:" + std::to_string(stamp.inode) + ":" +
            std::to_string(stamp.size) + ":" + std::to_string(stamp.mtime_ns) +
            ":" + std::to_string(stamp.ctime_ns);

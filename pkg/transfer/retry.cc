@@ -38,7 +38,8 @@ RetryDecision Decide(RetryState state, Failure failure,
   const milliseconds wanted =
       retry_after ? milliseconds(*retry_after) : milliseconds(0);
   const int tries = progress ? 1 : state.tries + 1;
-  // A full or failing disk does not mend within seconds.
+  // A full or failing disk does not mend within seconds, nor does wrong
+  // content.
   if (failure == Failure::kTransient && tries < retry.max_tries &&
       wanted <= retry.max) {
     const milliseconds delay = Spread(

@@ -48,26 +48,37 @@ std::string ValidatorOf(const http::ResponseHead& head) {
 
 class HttpSource : public Source {
  public:
-  explicit HttpSource(http::GetRequest request)
-      : request_(std::move(request)) {}
+  // With a client: a clone, that keeps its connection.
+  explicit HttpSource(http::GetRequest request,
+                      std::unique_ptr<http::Client> client = nullptr)
+      : request_(std::move(request)), client_(std::move(client)) {}
 
-  Outcome Read(uint64_t offset, const std::string& validator, SourceSink& sink,
-               std::stop_token stop) override {
+  std::unique_ptr<Source> Clone() override {
+    return std::make_unique<HttpSource>(request_, http::Client::Make());
+  }
+
+  Outcome Read(const Range& range, const std::string& validator,
+               SourceSink& sink, std::stop_token stop) override {
     http::GetRequest request = request_;
-    if (offset > 0) {
-      request.range_begin = offset;
+    const bool whole = range.begin == 0 && range.end == Range::kOpen;
+    if (!whole) {
+      request.range_begin = range.begin;
+      if (range.end != Range::kOpen) request.range_end = range.end;
       request.if_range = validator;
     }
-    Adapter adapter(sink, offset, validator);
-    http::Outcome got = http::Get(request, adapter, stop);
-    if (offset > 0 && (got.http_status == 416 || adapter.odd_range())) {
-      // The range does not fit what is there now: the whole file, then.
+    Adapter adapter(sink, whole ? std::nullopt : std::optional(range),
+                    validator);
+    http::Outcome got = Get(request, adapter, stop);
+    // Of an open range: it does not fit what is there now, the whole file,
+    // then.
+    if (!whole && range.end == Range::kOpen &&
+        (got.http_status == 416 || adapter.odd_range())) {
       BIM_LOG_INFO("{}: the range from {} on is refused, starting over",
-                   http::RedactUrl(request.url), offset);
+                   http::RedactUrl(request.url), range.begin);
       request.range_begin.reset();
       request.if_range.clear();
-      Adapter whole(sink, 0, "");
-      got = http::Get(request, whole, stop);
+      Adapter all(sink, std::nullopt, "");
+      got = Get(request, all, stop);
     }
     Outcome outcome;
     outcome.status = std::move(got.status);
@@ -81,7 +92,11 @@ class HttpSource : public Source {
         break;
       case http::Failure::kPermanent:
       case http::Failure::kRefused:
-        outcome.failure = Failure::kPermanent;
+        // A range that is not there (any more) says nothing of the file.
+        outcome.failure =
+            !whole && (got.http_status == 416 || adapter.odd_range())
+                ? Failure::kTransient
+                : Failure::kPermanent;
         break;
       case http::Failure::kCancelled:
         outcome.failure = Failure::kCancelled;
@@ -91,40 +106,44 @@ class HttpSource : public Source {
   }
 
  private:
+  http::Outcome Get(const http::GetRequest& request, http::Sink& sink,
+                    std::stop_token stop) {
+    return client_ ? client_->Get(request, sink, stop)
+                   : http::Get(request, sink, stop);
+  }
+
   class Adapter : public http::Sink {
    public:
-    Adapter(SourceSink& sink, uint64_t offset, const std::string& validator)
-        : sink_(sink), offset_(offset), validator_(validator) {}
+    // `range`: what was asked for, nullopt: the whole file.
+    Adapter(SourceSink& sink, std::optional<Range> range,
+            const std::string& validator)
+        : sink_(sink), range_(range), validator_(validator) {}
 
     bool odd_range() const { return odd_range_; }
 
     Status OnHead(const http::ResponseHead& head) override {
-      if (!head.content_encoding.empty() &&
-          head.content_encoding != "identity") {
-        return base::FailedPreconditionError(
-            "the server sent the content encoded as '" +
-            base::Printable(head.content_encoding) +
-            "' although nothing but the file itself was asked for");
-      }
       SourceHead out;
       out.content_type = head.content_type;
       out.validator = ValidatorOf(head);
       if (head.status == 206) {
         // Strictly what was asked for, of the content that we have a part of.
+        const auto& got = head.content_range;
         const bool fits =
-            offset_ > 0 && head.content_range &&
-            head.content_range->first == offset_ && head.content_range->total &&
-            head.content_range->last + 1 == *head.content_range->total &&
-            out.validator == validator_;
+            range_ && got && got->total && got->first == range_->begin &&
+            got->last + 1 == std::min(range_->end, *got->total) &&
+            out.validator == validator_ && head.content_encoding.empty();
         if (!fits) {
           odd_range_ = true;
           return base::UnavailableError(
               "the server answered with another range than was asked for");
         }
-        out.offset = offset_;
-        out.size = head.content_range->total;
+        out.offset = range_->begin;
+        out.size = got->total;
+        out.ranges = true;
       } else {
         out.size = head.content_length;
+        out.ranges = head.accepts_ranges;
+        out.content_encoding = head.content_encoding;
       }
       return sink_.OnHead(out);
     }
@@ -135,12 +154,13 @@ class HttpSource : public Source {
 
    private:
     SourceSink& sink_;
-    const uint64_t offset_;
+    const std::optional<Range> range_;
     const std::string validator_;
     bool odd_range_ = false;
   };
 
   const http::GetRequest request_;
+  const std::unique_ptr<http::Client> client_;
 };
 
 // The path of a file URL: percent-decoded, absolute, without "..".
@@ -183,8 +203,8 @@ class LocalFileSource : public Source {
   LocalFileSource(std::string path, std::vector<std::string> roots)
       : path_(std::move(path)), roots_(std::move(roots)) {}
 
-  Outcome Read(uint64_t offset, const std::string& validator, SourceSink& sink,
-               std::stop_token stop) override {
+  Outcome Read(const Range& range, const std::string& validator,
+               SourceSink& sink, std::stop_token stop) override {
     auto fd = OpenBelowRoots();
     if (!fd.ok()) return {Failure::kPermanent, fd.status(), std::nullopt};
     struct stat st = {};
@@ -196,7 +216,7 @@ class LocalFileSource : public Source {
     store::ImageRecord record;
     record.stamp = store::StampOf(st);
     return MakeFileSource(*std::move(fd), std::move(record))
-        ->Read(offset, validator, sink, stop);
+        ->Read(range, validator, sink, stop);
   }
 
  private:

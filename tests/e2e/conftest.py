@@ -16,6 +16,7 @@ from lib.client import Client  # noqa: E402
 from lib.daemon import BINARY, Daemon  # noqa: E402
 from lib.deadline import SLOWDOWN  # noqa: E402
 from lib.disks import DiskMaker  # noqa: E402
+from lib.peers import FakePeer, Relay  # noqa: E402
 from lib.servers import Nginx, Origin  # noqa: E402
 
 KEEP = os.environ.get("BIM_TEST_KEEP") == "1"
@@ -132,3 +133,59 @@ def nginx(scratch, files):
 @pytest.fixture
 def disk(disks):
     return disks.directory("one")
+
+
+@pytest.fixture
+def start_peer(start_daemon, disks, files):
+    """start_peer({name: bytes or Image}) -> a daemon that has these images,
+    with uuids "u-NAME"."""
+    count = 0
+
+    def start(has=None, disk=None, config=None, **options):
+        nonlocal count
+        count += 1
+        config = {**(config or {}), "sources": {
+            **(config or {}).get("sources", {}), "allow_file": True}}
+        disk = disk or disks.directory(f"peer{count}")
+        daemon = start_daemon([disk], config, **options)
+        daemon.disk = disk
+        for name, image in (has or {}).items():
+            path = getattr(image, "path", None)
+            if path is None:
+                path = files / f"peer{count}-{name}"
+                path.write_bytes(image)
+            daemon.client.ensure(name, f"file://{path}", uuid=f"u-{name}")
+        for name in has or {}:
+            daemon.client.wait_ready(name)
+        return daemon
+
+    yield start
+
+
+@pytest.fixture
+def fake_peer():
+    """fake_peer(...) -> a FakePeer."""
+    peers = []
+
+    def new(*args, **options):
+        peers.append(FakePeer(*args, **options))
+        return peers[-1]
+
+    yield new
+    for peer in peers:
+        peer.close()
+
+
+@pytest.fixture
+def relay(fake_peer):
+    """relay(daemon) -> (its relayed data port, the address of a peer whose
+    data port that is)."""
+    relays = []
+
+    def new(daemon, **options):
+        relays.append(Relay(daemon.data, **options))
+        return relays[-1], fake_peer(relays[-1].address).address
+
+    yield new
+    for each in relays:
+        each.close()

@@ -13,6 +13,7 @@ After each kill and a restart without failpoints:
 - nothing half-written is left.
 """
 
+import os
 import re
 import threading
 import time
@@ -21,17 +22,22 @@ import grpc
 import pytest
 
 from lib import images
-from lib.client import ROOT, copy_of, refused
+from lib.client import ROOT, copy_of, pb, refused
 from lib.daemon import Daemon
 from lib.deadline import scaled, wait_until
 from lib.disks import Disk, DiskMaker, stamp
 from lib.images import MIB
-from lib.processes import proc_io
+from lib.processes import proc_io, run
 from lib.servers import Content, Origin
 
 OLD = images.random_bytes(24 * MIB, 1)
 NEW = images.random_bytes(6 * MIB + 512, 2)
+# Of which most is also in OLD.
+DELTA = OLD[:4 * MIB] + NEW[:2 * MIB + 512]
 UUID = "u-new"
+# Reached by time, too: the scenario that waits for it.
+JOURNAL = ("store.journal.appended", "store.journal.data_synced",
+           "store.journal.synced")
 
 
 def names_in_sources():
@@ -48,17 +54,20 @@ FAILPOINTS = names_in_sources()
 
 
 class World:
-    """Two disks, an origin, a daemon with one image ready."""
+    """Two disks, an origin, a daemon with one image ready. For "delta" also
+    another daemon, that has the new image."""
 
     def __init__(self, root, kind):
         self.kind = kind
+        self.new = DELTA if kind == "delta" else NEW
+        self.donor = None
         root.mkdir()
         self.maker = DiskMaker(root)
         self.origin = Origin()
         self.gate = threading.Event()
         self.daemon = None
         try:
-            if kind == "reflink":
+            if kind in ("reflink", "delta"):
                 xfs = self.maker.loop("xfs", "xfs", 300, init=False)
                 self.disks = [Disk(xfs.path / "one"), Disk(xfs.path / "two")]
             else:
@@ -66,14 +75,22 @@ class World:
                 self.disks = [self.maker.directory("one", uuid="ffffffff-first"),
                               self.maker.directory("two", uuid="00000000-second")]
             self.origin.serve("/old", Content(OLD))
-            good = Content(NEW)
+            good = Content(self.new)
             if kind == "slow":
-                # Long enough for the journal to be written by time.
-                self.origin.serve("/new", Content(NEW, gate=self.gate,
+                # Long enough for the journal to be synced by time.
+                self.origin.serve("/new", Content(self.new, gate=self.gate,
                                                   gate_after=4 * MIB), good)
             else:
                 self.origin.serve("/new", good)
-            self.daemon = Daemon(root / "daemon", self.disks)
+            if kind == "delta":
+                self.donor = Daemon(root / "donor", [self.maker.directory("donor")])
+                self.donor.start()
+                self.donor.client.ensure("new", self.origin.url("/new"), uuid=UUID)
+                self.donor.client.wait_ready("new")
+            # Damage is found by Verify, not by chance before it.
+            self.daemon = Daemon(
+                root / "daemon", self.disks,
+                {"disks": {"check_interval": "1h"}} if kind == "repair" else {})
             self.daemon.start()
             self.daemon.client.ensure("old", self.origin.url("/old"))
             self.old = self.daemon.client.wait_ready("old")
@@ -86,26 +103,54 @@ class World:
     def stamps(self):
         return [stamp(c.file_path) for c in self.old.copies]
 
+    def want(self, client):
+        source = {"url": self.origin.url("/new")}
+        if self.kind == "delta":
+            source = {"peers": [self.donor.address]}
+        elif self.kind == "upload":
+            source = {"upload": True}
+        client.ensure("new", uuid=UUID, sha512=images.sha512(self.new), **source)
+
+    def bring(self):
+        """An upload, from its beginning or where it is."""
+        url = self.daemon.data_url("new", UUID).replace("/data", "/upload")
+        said = run(["curl", "-sS", "--noproxy", "*", "-I", url]).stdout.decode().lower()
+        if "upload-complete: ?1" in said:
+            return
+        at = int(re.search(r"upload-offset: (\d+)", said).group(1))
+        run(["curl", "-sS", "--fail-with-body", "--noproxy", "*", "-X", "PATCH",
+             "-H", f"Upload-Offset: {at}", "-H", f"Upload-Length: {len(self.new)}",
+             "--data-binary", "@-", url], input=self.new[at:])
+
+    def repair(self, client):
+        return list(client.images.Verify(
+            pb.VerifyRequest(name="new", repair=True), timeout=scaled(60)))[-1]
+
     def run(self, failpoints):
         """The scenario; returns when it is complete or the daemon is gone."""
-        self.daemon.env = {"BIM_FAILPOINTS": failpoints}
+        synced = self.daemon.directory / "synced"
+        # The exact name goes before "*", and a kill there ends the waiting.
+        traced = ("" if failpoints.startswith("store.journal.synced=")
+                  else f",store.journal.synced=trace:{synced}")
+        self.daemon.env = {"BIM_FAILPOINTS":
+                           failpoints + (traced if self.kind == "slow" else "")}
         try:
             self.daemon.start()
             client = self.daemon.client
-            client.ensure("new", self.origin.url("/new"), uuid=UUID,
-                          sha512=images.sha512(NEW))
+            self.want(client)
             if self.kind == "slow":
                 self.origin.wait_count("/new", 1)
-                # The journal is on the disk when it no longer grows; a killed
-                # daemon ends the waiting.
-                journal = self.disks[0].image_dir("new", UUID) / "backing.bim"
-                other = self.disks[1].image_dir("new", UUID) / "backing.bim"
-                wait_until(lambda: not self.daemon.running or self.journaled(
-                    journal, other), "bytes in the journal", 20)
+                wait_until(lambda: not self.daemon.running or synced.exists(),
+                           "a synced journal", 20)
                 self.gate.set()
+            elif self.kind == "upload":
+                self.bring()
             client.wait_ready("new")
             if self.kind == "remove":
                 client.remove("new")
+            elif self.kind == "repair":
+                self.damage()
+                assert self.repair(client).ok
             self.daemon.stop()
         except (grpc.RpcError, AssertionError):
             # Expected when it was killed, and only then.
@@ -115,27 +160,30 @@ class World:
         finally:
             self.gate.set()
 
-    @staticmethod
-    def journaled(*files):
-        # The header is some hundred bytes, an entry has 48.
-        for file in files:
-            try:
-                if file.stat().st_size >= 300 + 10 * 48:
-                    return True
-            except FileNotFoundError:
-                pass
-        return False
+    def damage(self):
+        """A bit of the second disk's copy, behind the daemon's back."""
+        file = self.disks[1].ready_file("new", UUID)
+        stat = file.stat()
+        with open(file, "r+b") as f:
+            f.seek(3 * MIB)
+            f.write(bytes([NEW[3 * MIB] ^ 1]))
+        os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
     def killed(self):
         return self.daemon.process.returncode == -9
 
     def assert_nothing_half_written_is_ready(self):
         for disk in self.disks:
-            for name, uuid, data in (("new", UUID, NEW),
+            for name, uuid, data in (("new", UUID, self.new),
                                      ("old", self.old.spec.uuid, OLD)):
                 file = disk.ready_file(name, uuid)
                 if file.exists():
-                    assert file.read_bytes() == data, f"{file} is not whole"
+                    found = file.read_bytes()
+                    if self.kind == "repair" and disk is self.disks[1]:
+                        # Replaced, or as it was damaged.
+                        found = bytearray(found)
+                        found[3 * MIB] = data[3 * MIB]
+                    assert found == data, f"{file} is not whole"
             assert disk.ready_file("old", self.old.spec.uuid).exists()
 
     def recover(self):
@@ -153,16 +201,26 @@ class World:
                 client.get("new", UUID)
         else:
             # An Ensure that was not answered may not have happened.
-            client.ensure("new", self.origin.url("/new"), uuid=UUID,
-                          sha512=images.sha512(NEW))
+            self.want(client)
+            if self.kind == "upload":
+                self.bring()
+            if self.kind == "repair":
+                # It may not even be ready yet, or be damaged.
+                client.wait_image(
+                    "new", lambda i: {c.state for c in i.copies}
+                    <= {"ready", "failed"}, "settled")
+                done = self.repair(client)
+                assert done.ok, done
             ready = client.wait_ready("new")
-            assert ready.current_sha512 == images.sha512(NEW)
+            assert ready.current_sha512 == images.sha512(self.new)
         return client
 
     def assert_recovered(self):
         client = self.recover()
         read = proc_io(self.daemon.pid)["rchar"]
-        assert read < len(OLD), f"{read} bytes were read: more than the new image"
+        # (A repair reads each copy of the new one more than once.)
+        most = len(OLD) * (2 if self.kind == "repair" else 1)
+        assert read < most, f"{read} bytes were read: more than the new image"
         old = client.get("old")
         assert old.state == "ready"
         for disk in self.disks:
@@ -179,19 +237,20 @@ class World:
                 for path in [directory] + [f"{directory}/backing{suffix}"
                                            for suffix in ("", ".bim", ".cfg")])
             if self.kind != "remove":
-                assert disk.ready_file("new", UUID).read_bytes() == NEW
+                assert disk.ready_file("new", UUID).read_bytes() == self.new
         # All of it is also there after another restart.
         self.daemon.restart(kill=True)
         assert {i.state for i in self.daemon.client.list_all()} <= {"ready"}
 
     def close(self):
-        if self.daemon is not None:
-            self.daemon.abandon()
+        for daemon in (self.daemon, self.donor):
+            if daemon is not None:
+                daemon.abandon()
         self.origin.close()
         self.maker.close()
 
 
-SCENARIOS = ("download", "slow", "reflink", "remove")
+SCENARIOS = ("download", "slow", "reflink", "remove", "upload", "delta", "repair")
 
 
 @pytest.fixture(scope="module")
@@ -206,10 +265,13 @@ def traces(tmp_path_factory):
             world.run(f"*=trace:{trace}")
             assert world.daemon.process.returncode == 0
             lines = trace.read_text().split()
+            if kind == "slow":
+                lines += (world.daemon.directory / "synced").read_text().split()
         finally:
             world.close()
         for name in lines:
-            reached.setdefault(name, (kind, lines.count(name)))
+            if name not in reached or (kind == "slow" and name in JOURNAL):
+                reached[name] = (kind, lines.count(name))
     return reached
 
 
@@ -239,14 +301,17 @@ def test_killed_at(traces, scratch, failpoint, which):
         world.assert_nothing_half_written_is_ready()
         interrupted = len(world.origin.requests_of("/new"))
         world.assert_recovered()
-        if failpoint in ("store.journal.appended", "store.journal.synced"):
+        if failpoint in JOURNAL:
             # The bytes of which the journal knows are not fetched again.
             assert interrupted == 1
-            resumed = world.origin.requests_of("/new")[1]
-            assert resumed.range_begin and resumed.range_begin >= 2 * MIB
-            assert resumed.body_sent == len(NEW) - resumed.range_begin
-            assert "resumed download" in {
-                c.origin for c in world.daemon.client.get("new").copies}
+            least = MIB if failpoint == "store.journal.appended" else 2 * MIB
+            for resumed in world.origin.requests_of("/new")[1:]:
+                assert resumed.range_begin and resumed.range_begin >= least
+                assert resumed.body_sent == len(NEW) - resumed.range_begin
+            # (The last one may be that of the copy to the other disk.)
+            if which == "first" or len(world.origin.requests_of("/new")) > 1:
+                assert "resumed download" in {
+                    c.origin for c in world.daemon.client.get("new").copies}
     finally:
         world.close()
 

@@ -33,7 +33,7 @@ def test_reflink_on_one_xfs(start_daemon, disks, origin):
     one, two = Disk(xfs.path / "one"), Disk(xfs.path / "two")
     data = images.random_bytes(48 * MIB)
     url = origin.serve("/a", Content(data))
-    client = start_daemon([one, two]).client
+    client = start_daemon([one, two], {"sources": {"connections": 1}}).client
     before = os.statvfs(xfs.path)
     client.ensure("a", url, sha512=images.sha512(data))
     ready = client.wait_ready("a")

@@ -96,6 +96,19 @@ def test_only_the_named_disk(ready):
         daemon.client.verify("a", disks=["/no/such/disk"])
 
 
+def test_a_copy_that_is_being_read_again_anyway(start_daemon, disks, origin, image):
+    """Found modified a moment before: "ok" is about that copy, too."""
+    one, two = disks.directory("one"), disks.directory("two")
+    client = start_daemon([one, two], {"limits": {
+        "background_read_rate": 4 * images.MIB}}).client
+    uuid = client.ensure("a", origin.serve("/a", Content(image.data))).image.spec.uuid
+    client.wait_ready("a")
+    flip(two.ready_file("a", uuid), SIZE - 1)
+    client.wait_copy("a", two, "unknown")
+    last = client.verify("a")[-1]
+    assert last.done and not last.ok, [c.state for c in last.image.copies]
+
+
 def test_a_file_that_was_cut(ready):
     daemon, (one, two), uuid = ready
     file = two.ready_file("a", uuid)

@@ -164,6 +164,7 @@ class Client:
         self.version = pb_grpc.VersionServiceStub(self.channel)
         self.disks = pb_grpc.DiskServiceStub(self.channel)
         self.images = pb_grpc.ImageServiceStub(self.channel)
+        self.limits = pb_grpc.LimitServiceStub(self.channel)
         self._recorders = []
 
     def close(self):
@@ -180,12 +181,13 @@ class Client:
                                  api_min_version=api_min_version),
             timeout=scaled(RPC_DEADLINE), metadata=metadata)
 
-    def ensure(self, name, url, disks=(), uuid="", sha512="", sha256="", size=0,
-               credential="", **options):
+    def ensure(self, name, url="", disks=(), uuid="", sha512="", sha256="", size=0,
+               credential="", peers=(), upload=False, **options):
         spec = pb.ImageSpec(
             name=name, uuid=uuid, sha512=sha512, sha256=sha256, size=size,
             disks=[str(getattr(d, "path", d)) for d in disks],
-            source=pb.Source(url=url, credential=credential))
+            source=pb.Source(url=url, credential=credential, peers=peers,
+                             upload=upload))
         return self.images.Ensure(pb.EnsureRequest(spec=spec),
                                   timeout=scaled(RPC_DEADLINE), **options)
 
@@ -213,10 +215,10 @@ class Client:
             pb.RemoveRequest(name=name, uuid=uuid, force=force),
             timeout=scaled(RPC_DEADLINE))
 
-    def verify(self, name, uuid="", disks=(), deadline=60):
+    def verify(self, name, uuid="", disks=(), deadline=60, repair=False):
         """All messages of a verification, to its end."""
         return list(self.images.Verify(
-            pb.VerifyRequest(name=name, uuid=uuid,
+            pb.VerifyRequest(name=name, uuid=uuid, repair=repair,
                              disks=[str(getattr(d, "path", d)) for d in disks]),
             timeout=scaled(deadline)))
 
@@ -241,6 +243,14 @@ class Client:
         return self.disks.Remove(
             pb.RemoveDiskRequest(disk=str(disk), force=force),
             timeout=scaled(RPC_DEADLINE))
+
+    def get_limits(self):
+        return self.limits.Get(pb.GetLimitsRequest(),
+                               timeout=scaled(RPC_DEADLINE)).limits
+
+    def set_limits(self, **limits):
+        return self.limits.Set(pb.SetLimitsRequest(limits=pb.Limits(**limits)),
+                               timeout=scaled(RPC_DEADLINE)).limits
 
     # Waiting ---------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import uuid as uuids
 from contextlib import suppress
 from pathlib import Path
@@ -143,6 +144,32 @@ class LoopDisk(Disk):
             done = run(["e2fsck", "-f", "-y", self.device], check=False)
             assert done.returncode in (0, 1), done.stdout.decode()
         self.mount()
+
+    def rot(self, file, *offsets):
+        """Flips a bit at each offset of a file as a dying device does: no
+        time of the file changes. Nobody may use the disk meanwhile."""
+        file = Path(file)
+        run(["sync", "-f", self.mountpoint])
+        listed = run(["filefrag", "-v", "-b512", file]).stdout.decode()
+        extents = [tuple(map(int, row)) for row in re.findall(
+            r"^\s*\d+:\s*(\d+)\.\.\s*(\d+):\s*(\d+)\.\.", listed, re.M)]
+        before, name = os.stat(file), file.relative_to(self.mountpoint)
+        run(["umount", self.mountpoint])
+        with open(self.device, "r+b") as device:
+            for offset in offsets:
+                at = next(physical + offset // 512 - first
+                          for first, last, physical in extents
+                          if first <= offset // 512 <= last) * 512 + offset % 512
+                device.seek(at)
+                byte = device.read(1)[0]
+                device.seek(at)
+                device.write(bytes([byte ^ 1]))
+            device.flush()
+            os.fsync(device.fileno())
+        self.mount()
+        after = os.stat(self.mountpoint / name)
+        assert (after.st_ino, after.st_mtime_ns, after.st_ctime_ns) == (
+            before.st_ino, before.st_mtime_ns, before.st_ctime_ns)
 
     def close(self):
         with suppress(AssertionError):

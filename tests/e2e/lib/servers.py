@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .deadline import scaled, wait_until
+from .deadline import SLOWDOWN, scaled, wait_until
 from .processes import clean_environment, end, run, spawn
 
 
@@ -318,6 +318,46 @@ class Content(Behaviour):
             return False
         return (self.close_after is None and not self.no_length
                 and announced == stop - begin)
+
+
+def open_still(sock):
+    try:
+        return sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) != b""
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+
+
+@dataclass
+class Lane(Content):
+    """So many bytes a second and connection (fewer on a slow machine), so that
+    more connections are faster; counts those at work."""
+
+    rate: int = 24 << 20
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _working: set = field(default_factory=set)
+    most: int = 0
+
+    @property
+    def now(self):
+        with self._lock:
+            return self._count()
+
+    def _count(self):
+        # Not those that the client has closed and we still write to.
+        return sum(open_still(c.sock) for c in self._working)
+
+    def __call__(self, connection, request):
+        with self._lock:
+            self._working.add(connection)
+            self.most = max(self.most, self._count())
+        try:
+            self.piece, self.pause = 256 * 1024, 256 * 1024 / self.rate * SLOWDOWN
+            return super().__call__(connection, request)
+        finally:
+            with self._lock:
+                self._working.remove(connection)
 
 
 @dataclass

@@ -61,12 +61,13 @@ TEST(ToSpec, NamesWhatIsMissingOrWrong) {
   request.mutable_spec()->clear_name();
   EXPECT_EQ(message(request), "spec.name is missing");
   request = GoodRequest();
+  const std::string no_source =
+      "source.url, source.peers and source.upload are missing: expected "
+      "http://, https:// or file://, other daemons' host:port, or an upload";
   request.mutable_spec()->clear_source();
-  EXPECT_EQ(message(request),
-            "source.url is missing: expected http://, https:// or file://");
+  EXPECT_EQ(message(request), no_source);
   request.mutable_spec()->mutable_source()->set_credential("x");
-  EXPECT_EQ(message(request),
-            "source.url is missing: expected http://, https:// or file://");
+  EXPECT_EQ(message(request), no_source);
   request = GoodRequest();
   request.mutable_spec()->set_sha512("ab");
   EXPECT_TRUE(message(request).starts_with("spec.sha512: "));
@@ -79,6 +80,96 @@ TEST(ToSpec, NamesWhatIsMissingOrWrong) {
   request = GoodRequest();
   request.mutable_spec()->add_disks("");
   EXPECT_TRUE(message(request).starts_with("spec.disks holds an empty string"));
+}
+
+TEST(ToSpec, TakesPeersAndUploads) {
+  v1::EnsureRequest request = GoodRequest();
+  v1::Source* source = request.mutable_spec()->mutable_source();
+  source->add_peers("10.0.0.1:9500");
+  source->add_peers("[fd00::1]:9500");
+  source->add_peers("node-2.example:9500");
+  auto spec = ToSpec(request);
+  ASSERT_TRUE(spec.ok()) << spec.status().ToString();
+  EXPECT_EQ(spec->source.peers,
+            (std::vector<std::string>{"10.0.0.1:9500", "[fd00::1]:9500",
+                                      "node-2.example:9500"}));
+  EXPECT_FALSE(spec->source.upload);
+
+  source->clear_url();
+  EXPECT_EQ(ToSpec(request).status().message(),
+            "spec.uuid is missing: with source.peers alone it says which image "
+            "is meant");
+  request.mutable_spec()->set_uuid("u");
+  EXPECT_TRUE(ToSpec(request).ok());
+  source->set_credential("c");
+  EXPECT_TRUE(ToSpec(request).status().message().starts_with(
+      "source.credential is for a source.url"));
+
+  source->Clear();
+  source->set_upload(true);
+  spec = ToSpec(request);
+  ASSERT_TRUE(spec.ok());
+  EXPECT_TRUE(spec->source.upload);
+  const auto refused = [&](const auto& change) {
+    v1::EnsureRequest changed = request;
+    change(*changed.mutable_spec()->mutable_source());
+    const base::Status status = ToSpec(changed).status();
+    EXPECT_EQ(status.code(), base::Code::kInvalidArgument);
+    EXPECT_TRUE(status.message().starts_with("source.upload excludes "))
+        << status.message();
+  };
+  refused([](v1::Source& s) { s.set_url("http://h/a"); });
+  refused([](v1::Source& s) { s.set_credential("c"); });
+  refused([](v1::Source& s) { s.add_peers("h:1"); });
+}
+
+TEST(ToSpec, JudgesPeers) {
+  const auto with = [](const std::vector<std::string>& peers) {
+    v1::EnsureRequest request = GoodRequest();
+    for (const std::string& peer : peers) {
+      request.mutable_spec()->mutable_source()->add_peers(peer);
+    }
+    return ToSpec(request).status();
+  };
+  for (const char* peer :
+       {"", "h", "h:", ":9500", "h:0", "h:65536", "unix:/run/bim.sock",
+        "http://h:9500", "::1:9500", "[]:9500", "h?x:1", "h#x:1", "a b:1",
+        "u@h:1", "h,i:1"}) {
+    const base::Status status = with({peer});
+    EXPECT_EQ(status.code(), base::Code::kInvalidArgument) << peer;
+    EXPECT_TRUE(status.message().starts_with("source.peers: ")) << peer;
+  }
+  EXPECT_EQ(with({"h:1", "h:2", "h:1"}).message(),
+            "source.peers: expected each peer once, found h:1 twice");
+  EXPECT_FALSE(with({"h:1", "h:01"}).ok());
+  std::vector<std::string> peers;
+  for (int i = 1; i <= 64; ++i) peers.push_back("h:" + std::to_string(i));
+  EXPECT_TRUE(with(peers).ok());
+  peers.push_back("h:65");
+  EXPECT_EQ(with(peers).message(),
+            "source.peers: expected at most 64, found 65");
+}
+
+TEST(Limits, GoBothWays) {
+  manager::Limits limits{.download_rate = 1 << 20,
+                         .peer_rate = 2 << 20,
+                         .background_read_rate = 3 << 20,
+                         .transfers = 5,
+                         .transfers_per_disk = 6};
+  v1::Limits proto;
+  ToProto(limits, &proto);
+  manager::Limits back;
+  Apply(proto, back);
+  EXPECT_EQ(back, limits);
+  Apply(v1::Limits(), back);
+  EXPECT_EQ(back, limits);
+  proto.Clear();
+  proto.set_download_rate(0);
+  proto.set_transfers(7);
+  Apply(proto, back);
+  limits.download_rate = 0;
+  limits.transfers = 7;
+  EXPECT_EQ(back, limits);
 }
 
 TEST(CheckRequest, Verify) {
@@ -96,7 +187,7 @@ TEST(ToProto, Spec) {
   manager::ImageSpec spec;
   spec.name = "a";
   spec.uuid = "u";
-  spec.source = {"https://h/x", "cred"};
+  spec.source = {.url = "https://h/x", .credential = "cred"};
   spec.sha512 = *base::Digest::FromHex(base::DigestAlgorithm::kSha512,
                                        std::string(128, 'c'));
   spec.sha256 = *base::Digest::FromHex(base::DigestAlgorithm::kSha256,
@@ -121,6 +212,15 @@ TEST(ToProto, Spec) {
   EXPECT_EQ(proto.disks(0), "all");
   EXPECT_EQ(proto.sha512(), "");
   EXPECT_FALSE(proto.has_source());
+  spec.source.peers = {"a:1", "b:2"};
+  ToProto(spec, &proto);
+  ASSERT_EQ(proto.source().peers_size(), 2);
+  EXPECT_EQ(proto.source().peers(1), "b:2");
+  EXPECT_FALSE(proto.source().upload());
+  spec.source = {.upload = true};
+  ToProto(spec, &proto);
+  EXPECT_TRUE(proto.source().upload());
+  EXPECT_EQ(proto.source().peers_size(), 0);
 }
 
 TEST(ToProto, Copy) {
@@ -139,6 +239,11 @@ TEST(ToProto, Copy) {
   copy.verify_progress = 9;
   copy.verified_at = system_clock::time_point(std::chrono::milliseconds(1500));
   copy.origin = "reflink";
+  copy.wire_bytes = 11;
+  copy.reused_bytes = 12;
+  copy.encoding = "xz";
+  copy.encoded_size = 13;
+  copy.sha512_pending = true;
   v1::Copy proto;
   ToProto(copy, &proto);
   EXPECT_EQ(proto.disk_uuid(), "d1");
@@ -156,6 +261,11 @@ TEST(ToProto, Copy) {
   EXPECT_EQ(proto.verified_at().seconds(), 1);
   EXPECT_EQ(proto.verified_at().nanos(), 500'000'000);
   EXPECT_EQ(proto.origin(), "reflink");
+  EXPECT_EQ(proto.wire_bytes(), 11u);
+  EXPECT_EQ(proto.reused_bytes(), 12u);
+  EXPECT_EQ(proto.encoding(), "xz");
+  EXPECT_EQ(proto.encoded_size(), 13u);
+  EXPECT_TRUE(proto.sha512_pending());
   ToProto(manager::CopyStatus(), &proto);
   EXPECT_FALSE(proto.has_next_attempt());
   EXPECT_FALSE(proto.has_verified_at());
@@ -262,7 +372,8 @@ TEST(ToProto, VerifyProgress) {
   EXPECT_FALSE(proto.done());
   EXPECT_FALSE(proto.ok());  // means nothing before the end
   EXPECT_EQ(proto.message(), "m");
-  ToProto(manager::VerifyProgress{2, 2, true, true, ""}, &proto);
+  ToProto(manager::VerifyProgress{2, 2, true, true, "", 3}, &proto);
+  EXPECT_EQ(proto.repaired_chunks(), 3u);
   EXPECT_TRUE(proto.done());
   EXPECT_TRUE(proto.ok());
   EXPECT_FALSE(proto.has_image());

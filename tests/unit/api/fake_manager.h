@@ -29,6 +29,23 @@ class FakeManager final : public manager::Manager {
   std::string disk_path, disk_uuid, name, uuid, disk, token;
   bool flag = false;  // init or force
   std::vector<std::string> verify_disks;
+  manager::Limits limits;
+
+  // What Open and Manifest give.
+  std::string file = "/dev/null";
+  uint64_t file_size = 512;
+  const std::shared_ptr<exec::Turns> turns = exec::Turns::Make(1);
+  const std::shared_ptr<exec::RateLimiter> rate =
+      std::make_shared<exec::RateLimiter>();
+  store::ImageRecord record;
+
+  // The one upload: it is done when all bytes of its size came, or when it is
+  // said to be complete.
+  manager::UploadStatus upload;
+  std::string uploaded;
+  int uploads = 0;  // running
+  bool complete = false;
+  base::Status begin_fail, append_fail, finish_fail;
 
   std::atomic<int> next_events{0};
   std::atomic<int> events_given{0};
@@ -148,15 +165,52 @@ class FakeManager final : public manager::Manager {
     flag = force;
     return fail;
   }
-  base::Result<uint64_t> StartVerify(
-      std::string_view image_name, std::string_view image_uuid,
-      const std::vector<std::string>& disks) override {
+  base::Result<uint64_t> StartVerify(std::string_view image_name,
+                                     std::string_view image_uuid,
+                                     const std::vector<std::string>& disks,
+                                     bool repair) override {
     if (!fail.ok()) return fail;
     name = image_name;
     uuid = image_uuid;
+    flag = repair;
     verify_disks = disks;
     ++verifications;
     return uint64_t{7};
+  }
+  base::Result<store::ImageRecord> Manifest(
+      std::string_view image_name, std::string_view image_uuid) override {
+    name = image_name;
+    uuid = image_uuid;
+    if (!fail.ok()) return fail;
+    return record;
+  }
+  base::Result<manager::UploadStatus> GetUpload(
+      std::string_view image_name, std::string_view image_uuid) override {
+    name = image_name;
+    uuid = image_uuid;
+    if (!fail.ok()) return fail;
+    return upload;
+  }
+  base::Result<std::unique_ptr<manager::Upload>> BeginUpload(
+      std::string_view image_name, std::string_view image_uuid, uint64_t offset,
+      std::optional<uint64_t> size) override {
+    name = image_name;
+    uuid = image_uuid;
+    if (!begin_fail.ok()) return begin_fail;
+    if (offset == 0) upload = {};
+    if (offset != upload.offset) {
+      return base::OutOfRangeError("expected another offset");
+    }
+    if (size) upload.size = size;
+    uploaded.resize(offset);
+    ++uploads;
+    return std::unique_ptr<manager::Upload>(
+        std::make_unique<FakeUpload>(*this));
+  }
+  manager::Limits GetLimits() override { return limits; }
+  base::Status SetLimits(const manager::Limits& wanted) override {
+    limits = wanted;
+    return fail;
   }
   base::Result<manager::VerifyProgress> VerifyProgressOf(uint64_t id) override {
     if (id != 7) return base::NotFoundError("cannot find verification");
@@ -231,13 +285,37 @@ class FakeManager final : public manager::Manager {
     disk = on_disk;
     if (!fail.ok()) return fail;
     manager::OpenImage image;
-    image.fd = base::UniqueFd(::open("/dev/null", O_RDONLY | O_CLOEXEC));
-    image.size = 512;
+    image.fd = base::UniqueFd(::open(file.c_str(), O_RDONLY | O_CLOEXEC));
+    image.size = file_size;
     image.sha512_hex = "ab12";
+    image.turns = turns;
+    image.rate = rate;
     return image;
   }
 
  private:
+  class FakeUpload final : public manager::Upload {
+   public:
+    explicit FakeUpload(FakeManager& manager) : manager_(manager) {}
+    ~FakeUpload() override { --manager_.uploads; }
+    base::Status Append(std::span<const std::byte> data) override {
+      if (!manager_.append_fail.ok()) return manager_.append_fail;
+      manager_.uploaded.append(reinterpret_cast<const char*>(data.data()),
+                               data.size());
+      manager_.upload.offset = manager_.uploaded.size();
+      return base::OkStatus();
+    }
+    base::Result<manager::UploadStatus> Finish(bool complete) override {
+      if (!manager_.finish_fail.ok()) return manager_.finish_fail;
+      manager_.complete = complete;
+      manager_.upload.done =
+          complete || manager_.upload.offset == manager_.upload.size;
+      return manager_.upload;
+    }
+
+   private:
+    FakeManager& manager_;
+  };
   struct Subscribers {
     std::mutex mutex;  // held while waking: an unsubscribe waits for it
     int last = 0;

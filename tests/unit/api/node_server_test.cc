@@ -161,6 +161,10 @@ TEST_F(NodeServerTest, NegotiatesOnEveryCall) {
               v1::ListResponse());
         unary(client_->images(), &ImageService::Stub::Remove,
               v1::RemoveRequest(), v1::RemoveResponse());
+        unary(client_->limits(), &v1::LimitService::Stub::Get,
+              v1::GetLimitsRequest(), v1::GetLimitsResponse());
+        unary(client_->limits(), &v1::LimitService::Stub::Set,
+              v1::SetLimitsRequest(), v1::SetLimitsResponse());
         one([&](grpc::ClientContext* context) {
           auto reader = client_->images().Watch(context, v1::WatchRequest());
           v1::WatchResponse response;
@@ -262,7 +266,9 @@ TEST_F(NodeServerTest, EnsureGetRemove) {
   EXPECT_EQ(
       Call(client_->images(), &ImageService::Stub::Ensure, ensure, &ensured),
       base::InvalidArgumentError(
-          "source.url is missing: expected http://, https:// or file://"));
+          "source.url, source.peers and source.upload are missing: expected "
+          "http://, https:// or file://, other daemons' host:port, or an "
+          "upload"));
   ensure.mutable_spec()->mutable_source()->set_url("http://h/a");
   ASSERT_TRUE(
       Call(client_->images(), &ImageService::Stub::Ensure, ensure, &ensured)
@@ -821,7 +827,8 @@ TEST_F(NodeServerTest, ReflectionKnowsAllServicesAndHealth) {
   const std::string services = Reflect(client_->channel(), Field(7, "*"));
   for (const char* name :
        {"bim.v1.VersionService", "bim.v1.DiskService", "bim.v1.ImageService",
-        "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}) {
+        "bim.v1.LimitService", "grpc.health.v1.Health",
+        "grpc.reflection.v1alpha.ServerReflection"}) {
     EXPECT_NE(services.find(name), std::string::npos) << name;
     // file_containing_symbol: the descriptor, so that methods can be listed.
     const std::string file = Reflect(client_->channel(), Field(4, name));

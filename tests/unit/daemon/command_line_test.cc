@@ -57,6 +57,50 @@ TEST(ParseCommandLine, ReadsEnsure) {
   EXPECT_FALSE(ensure.all);
 }
 
+TEST(ParseCommandLine, ReadsPeersAndUploads) {
+  const auto peers = Parsed<ImageEnsureCommand>(
+      "image ensure n --peer h:1 --uuid u --peer [::1]:2");
+  EXPECT_THAT(peers.peers, ElementsAre("h:1", "[::1]:2"));
+  EXPECT_EQ(peers.url, "");
+  EXPECT_TRUE(Parsed<ImageEnsureCommand>("image ensure n --upload").upload);
+  for (const char* other : {"--url u", "--peer h:1", "--credential c"}) {
+    EXPECT_THAT(Mistake(std::string("image ensure n --upload ") + other),
+                HasSubstr("excludes"));
+  }
+  const auto upload = Parsed<ImageUploadCommand>(
+      "image upload --disk a n /f --disk b --uuid u --wait --sha512 " +
+      std::string(128, 'a'));
+  EXPECT_EQ(upload.name, "n");
+  EXPECT_EQ(upload.file, "/f");
+  EXPECT_EQ(upload.uuid, "u");
+  EXPECT_EQ(upload.sha512, std::string(128, 'a'));
+  EXPECT_THAT(upload.disks, ElementsAre("a", "b"));
+  EXPECT_TRUE(upload.wait);
+  EXPECT_THAT(Mistake("image upload n"), HasSubstr("FILE is required"));
+}
+
+TEST(ParseCommandLine, ReadsLimits) {
+  Parsed<LimitsGetCommand>("limits get");
+  const auto limits = Parsed<LimitsSetCommand>(
+      "limits set --download-rate 100MiB --peer-rate 0 --transfers 3");
+  EXPECT_EQ(limits.download_rate, 100u << 20);
+  EXPECT_EQ(limits.peer_rate, 0u);
+  EXPECT_EQ(limits.background_read_rate, std::nullopt);
+  EXPECT_EQ(limits.transfers, 3u);
+  EXPECT_EQ(limits.transfers_per_disk, std::nullopt);
+  EXPECT_EQ(Parsed<LimitsSetCommand>("limits set --background-read-rate 1MB "
+                                     "--transfers-per-disk 2")
+                .transfers_per_disk,
+            2u);
+  EXPECT_EQ(Mistake("limits set"),
+            "bim limits set: at least one limit is required (see bim limits "
+            "set --help)");
+  EXPECT_THAT(Mistake("limits set --download-rate 4q"),
+              HasSubstr("expected a size"));
+  EXPECT_THAT(Mistake("limits set --transfers -1"), HasSubstr("--transfers"));
+  EXPECT_THAT(Mistake("limits set --transfers x"), HasSubstr("--transfers"));
+}
+
 TEST(ParseCommandLine, ReadsEveryCommand) {
   EXPECT_EQ(Parsed<ImageGetCommand>("image get list --uuid u").name, "list");
   Parsed<ImageListCommand>("image list");
@@ -65,7 +109,10 @@ TEST(ParseCommandLine, ReadsEveryCommand) {
   EXPECT_TRUE(Parsed<ImageRemoveCommand>("image remove n --force").force);
   EXPECT_THAT(Parsed<ImageVerifyCommand>("image verify n --disk d").disks,
               ElementsAre("d"));
+  EXPECT_FALSE(Parsed<ImageVerifyCommand>("image verify n").repair);
+  EXPECT_TRUE(Parsed<ImageVerifyCommand>("image verify n --repair").repair);
   EXPECT_EQ(Parsed<ImageExportCommand>("image export n -f -").file, "-");
+  EXPECT_TRUE(Parsed<ImageExportCommand>("image export n -f x --zstd").zstd);
   Parsed<DiskListCommand>("disk list");
   EXPECT_TRUE(Parsed<DiskAddCommand>("disk add /d --init").init);
   EXPECT_EQ(Parsed<DiskRemoveCommand>("disk remove /d").disk, "/d");
@@ -107,6 +154,11 @@ TEST(ParseCommandLine, EverySettingIsAFlagOfTheDaemon) {
   EXPECT_THAT(daemon.flags[0].values, ElementsAre("/a", "/b"));
   EXPECT_EQ(daemon.flags[1].name, "log.level");
   EXPECT_THAT(daemon.flags[1].values, ElementsAre("debug"));
+  const auto trusting = Parsed<DaemonCommand>(
+      "daemon --trust-peers=10.0.0.0/8 --trust-peers=::1");
+  ASSERT_EQ(trusting.flags.size(), 1u);
+  EXPECT_EQ(trusting.flags[0].name, "peers.trusted");
+  EXPECT_THAT(trusting.flags[0].values, ElementsAre("10.0.0.0/8", "::1"));
   for (const Setting& setting : Settings()) {
     for (const char* command : {"daemon ", "config check "}) {
       const auto parsed = Parse(command + setting.FlagName() + " x");
@@ -119,13 +171,14 @@ TEST(ParseCommandLine, EverySettingIsAFlagOfTheDaemon) {
 TEST(ParseCommandLine, MistakesReadWell) {
   EXPECT_EQ(
       Mistake("image ensure debian"),
-      "bim image ensure: --url is required (see bim image ensure --help)");
+      "bim image ensure: --url, --peer or --upload is required (see bim image "
+      "ensure --help)");
   EXPECT_EQ(Mistake("image ensrue debian"),
             "bim image: unknown command \"ensrue\"; did you mean \"ensure\"? "
             "(see bim image --help)");
   EXPECT_EQ(Mistake("nonsense"),
             "bim: unknown command \"nonsense\"; expected daemon, image, disk, "
-            "version, config, completion (see bim --help)");
+            "limits, version, config, completion (see bim --help)");
   EXPECT_EQ(Mistake("image list -o yaml"),
             "bim image list: --output: expected table or json, found \"yaml\" "
             "(see bim image list --help)");
@@ -188,7 +241,7 @@ TEST(CompletionScript, ContainsEveryCommandAndOption) {
           }
         };
     check(root, "");
-    EXPECT_EQ(seen, 18) << "commands, groups and the root";
+    EXPECT_EQ(seen, 22) << "commands, groups and the root";
   }
   EXPECT_FALSE(CompletionScript(root, "tcsh").ok());
 }

@@ -52,7 +52,14 @@ TEST(Settings, DefaultsAreThoseOfTheContract) {
   EXPECT_TRUE(config.disk_paths.empty());
   EXPECT_EQ(config.check_interval, seconds(5));
   EXPECT_EQ(config.file_mode, 0644u);
-  EXPECT_EQ(config.max_transfers, 8u);
+  EXPECT_EQ(config.limits, manager::Limits());
+  EXPECT_EQ(config.transfer.connections, 8u);
+  EXPECT_TRUE(config.transfer.peers.trusted.empty());
+  EXPECT_EQ(config.transfer.peers.connections, 4u);
+  EXPECT_EQ(config.transfer.peers.compression,
+            transfer::WireCompression::kAuto);
+  EXPECT_EQ(config.readers_per_image, 3u);
+  EXPECT_EQ(config.upload_expiry, std::chrono::hours(24));
   EXPECT_FALSE(config.transfer.allow_file);
   EXPECT_EQ(config.transfer.max_image_size, uint64_t{16} << 40);
   EXPECT_EQ(config.transfer.deadlines.connect, seconds(30));
@@ -99,7 +106,7 @@ TEST(MergeConfig, LaterSourcesWin) {
   ASSERT_TRUE(loaded.ok()) << loaded.status().message();
   EXPECT_EQ(loaded->config.log_level, "debug");
   EXPECT_EQ(loaded->config.check_interval, seconds(20));
-  EXPECT_EQ(loaded->config.max_transfers, 5u);
+  EXPECT_EQ(loaded->config.limits.transfers, 5u);
   EXPECT_THAT(loaded->config.disk_paths, ElementsAre("/c"));
   EXPECT_EQ(OriginOf(*loaded, "log.level"), "/etc/bim/bim.toml:2");
   EXPECT_EQ(OriginOf(*loaded, "disks.check_interval"),
@@ -125,13 +132,41 @@ TEST(MergeConfig, ReadsEveryKindFromTheFile) {
       "allow_file = true\n"
       "file_roots = [\"/srv\"]\n"
       "max_image_size = \"64GiB\"\n"
-      "min_rate = 0\n");
+      "min_rate = 0\n"
+      "connections = 1\n"
+      "[transfers]\n"
+      "max_per_disk = 2\n"
+      "[limits]\n"
+      "download_rate = \"100MiB\"\n"
+      "peer_rate = 65536\n"
+      "background_read_rate = 0\n"
+      "[peers]\n"
+      "trusted = [\"10.0.0.0/8\", \"fd00::/8\", \"192.168.1.7\"]\n"
+      "connections = 16\n"
+      "compression = \"off\"\n"
+      "readers_per_image = 64\n"
+      "[uploads]\n"
+      "expiry = \"2h\"\n");
   ASSERT_TRUE(loaded.ok()) << loaded.status().message();
   EXPECT_EQ(loaded->config.state_dir, "/s");
   EXPECT_EQ(loaded->config.file_mode, 0660u);
   EXPECT_TRUE(loaded->config.transfer.allow_file);
   EXPECT_EQ(loaded->config.transfer.max_image_size, uint64_t{64} << 30);
   EXPECT_EQ(loaded->config.transfer.deadlines.min_rate, 0u);
+  EXPECT_EQ(loaded->config.transfer.connections, 1u);
+  EXPECT_EQ(loaded->config.limits, (manager::Limits{.download_rate = 100 << 20,
+                                                    .peer_rate = 65536,
+                                                    .background_read_rate = 0,
+                                                    .transfers = 8,
+                                                    .transfers_per_disk = 2}));
+  const transfer::PeerOptions& peers = loaded->config.transfer.peers;
+  ASSERT_EQ(peers.trusted.size(), 3u);
+  EXPECT_TRUE(peers.trusted[0].Contains("10.1.2.3"));
+  EXPECT_FALSE(peers.trusted[0].Contains("11.1.2.3"));
+  EXPECT_EQ(peers.connections, 16u);
+  EXPECT_EQ(peers.compression, transfer::WireCompression::kOff);
+  EXPECT_EQ(loaded->config.readers_per_image, 64u);
+  EXPECT_EQ(loaded->config.upload_expiry, std::chrono::hours(2));
 }
 
 TEST(MergeConfig, NamesThePlaceTheKeyAndTheExpectation) {
@@ -192,6 +227,25 @@ TEST(MergeConfig, NamesThePlaceTheKeyAndTheExpectation) {
       {"[transfers]\nmax = 1.5\n",
        "/etc/bim/bim.toml:2: transfers.max: expected a whole number, found "
        "the number 1.5"},
+      {"[transfers]\nmax_per_disk = 257\n",
+       "/etc/bim/bim.toml:2: transfers.max_per_disk: expected 1 to 256, found "
+       "257"},
+      {"[limits]\npeer_rate = 65535\n",
+       "/etc/bim/bim.toml:2: limits.peer_rate: expected 0 (no limit) or at "
+       "least 64KiB, found \"65535\""},
+      {"[sources]\nconnections = 9\n",
+       "/etc/bim/bim.toml:2: sources.connections: expected 1 to 8, found 9"},
+      {"[peers]\ntrusted = [\"10.0.0.0/8\", \"10.0.0.0/33\"]\n",
+       "/etc/bim/bim.toml:2: peers.trusted: expected networks such as "
+       "\"10.0.0.0/8\" or \"fd00::/8\", found \"10.0.0.0/33\""},
+      {"[peers]\ncompression = \"yes\"\n",
+       "/etc/bim/bim.toml:2: peers.compression: expected one of auto, off, on, "
+       "found \"yes\""},
+      {"[peers]\nreaders_per_image = 0\n",
+       "/etc/bim/bim.toml:2: peers.readers_per_image: expected 1 to 64, found "
+       "0"},
+      {"[uploads]\nexpiry = \"10ms\"\n",
+       "/etc/bim/bim.toml:2: uploads.expiry: expected 1s to 365d, found 10ms"},
       {"[sources]\nallow_file = \"yes\"\n",
        "/etc/bim/bim.toml:2: sources.allow_file: expected true or false, "
        "found \"yes\""},
@@ -241,6 +295,14 @@ TEST(MergeConfig, UnknownEnvironmentOfASectionIsAnError) {
                         {"BIM_API_PORT", "tcp://10.0.0.1:9500"},
                         {"BIM_API_PORT_9500_TCP_ADDR", "10.0.0.1"}})
                   .ok());
+}
+
+TEST(MergeConfig, TrustPeersIsTheShortFlag) {
+  const auto loaded = Load("[peers]\ntrusted = [\"10.0.0.0/8\"]\n", {},
+                           {{"peers.trusted", {"192.0.2.0/24", "::1"}}});
+  ASSERT_TRUE(loaded.ok()) << loaded.status().message();
+  ASSERT_EQ(loaded->config.transfer.peers.trusted.size(), 2u);
+  EXPECT_TRUE(loaded->config.transfer.peers.trusted[1].Contains("::1"));
 }
 
 TEST(MergeConfig, ADaemonThatNobodyReachesIsRefused) {

@@ -53,6 +53,41 @@ TEST(RenderImage, ShowsTheNextAttempt) {
               HasSubstr("404; attempt 3 at 2023-11-14T22:13:20Z"));
 }
 
+TEST(RenderImage, ShowsWhatTheTransferDid) {
+  v1::Image image = HalfDone();
+  image.mutable_spec()->mutable_source()->add_peers("10.0.0.1:9500");
+  image.mutable_spec()->mutable_source()->add_peers("10.0.0.2:9500");
+  v1::Copy& ready = *image.mutable_copies(0);
+  ready.set_origin("peer");
+  ready.set_reused_bytes(512);
+  ready.set_sha512_pending(true);
+  ready.set_message("m");
+  v1::Copy& moving = *image.mutable_copies(1);
+  moving.set_wire_bytes(1024);
+  moving.set_encoding("xz");
+  const std::string unknown_size = RenderImage(image);
+  moving.set_encoded_size(2048);
+  const std::string text = RenderImage(image);
+  EXPECT_THAT(text, HasSubstr("Peer:          10.0.0.2:9500\n"));
+  EXPECT_THAT(text, HasSubstr("m; SHA-512 is being computed anew"));
+  EXPECT_THAT(text, HasSubstr("512 B"));
+  EXPECT_THAT(text, HasSubstr(" 1.0 KiB of 2.0 KiB xz "));
+  EXPECT_THAT(unknown_size, HasSubstr(" 1.0 KiB xz "));
+  image.mutable_spec()->mutable_source()->Clear();
+  image.mutable_spec()->mutable_source()->set_upload(true);
+  EXPECT_THAT(RenderImage(image), HasSubstr("Source:        an upload\n"));
+}
+
+TEST(RenderLimits, IsOneLineALimit) {
+  v1::Limits limits;
+  limits.set_download_rate(100 << 20);
+  limits.set_transfers(8);
+  const std::string text = RenderLimits(limits);
+  EXPECT_THAT(text, HasSubstr("download-rate         100.0 MiB/s\n"));
+  EXPECT_THAT(text, HasSubstr("peer-rate                no limit\n"));
+  EXPECT_THAT(text, HasSubstr("transfers                       8\n"));
+}
+
 TEST(ToJson, HasSnakeCaseKeysAndEveryField) {
   const auto json = nlohmann::json::parse(ToJson(HalfDone(), false));
   EXPECT_EQ(json["spec"]["name"], "debian");

@@ -67,18 +67,18 @@ TEST(WorkerPoolTest, AsManyAtOnceAsAllowedAndNoMore) {
 }
 
 TEST(WorkerPoolTest, ABlockedThreadDoesNotHoldUpTheOthers) {
+  std::promise<void> entered, leave;  // used until the pool is gone
   WorkerPool pool("two", 2);
-  std::promise<void> leave, other;
-  std::promise<void> entered;
   pool.Submit([&] {
     entered.set_value();
     leave.get_future().wait();
   });
   entered.get_future().wait();
   for (int i = 0; i < 100; ++i) {
-    std::promise<void> done;
-    pool.Submit([&] { done.set_value(); });
-    ASSERT_EQ(done.get_future().wait_for(kDeadline), std::future_status::ready);
+    const auto done = std::make_shared<std::promise<void>>();
+    pool.Submit([done] { done->set_value(); });
+    ASSERT_EQ(done->get_future().wait_for(kDeadline),
+              std::future_status::ready);
   }
   leave.set_value();
 }

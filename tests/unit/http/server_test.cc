@@ -2,13 +2,12 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <sys/mman.h>
 #include <sys/un.h>
 
 #include <atomic>
 #include <latch>
 
-#include "tests/unit/http/sockets.h"
+#include "tests/unit/http/server_fixture.h"
 
 namespace bim::http {
 namespace {
@@ -19,39 +18,10 @@ using testing::HasSubstr;
 using testing::Not;
 using testing::StartsWith;
 
-std::string Pattern(size_t size) {
-  std::string text(size, '\0');
-  for (size_t i = 0; i < size; ++i)
-    text[i] = static_cast<char>('a' + (i * 31 + i / 997) % 26);
-  return text;
-}
-
-base::UniqueFd FileOf(std::string_view content) {
-  base::UniqueFd fd(memfd_create("image", MFD_CLOEXEC));
-  EXPECT_EQ(::write(fd.get(), content.data(), content.size()),
-            static_cast<ssize_t>(content.size()));
-  return fd;
-}
-
-// A sparse file: much to send, nothing to store.
-base::UniqueFd HugeFile(uint64_t size) {
-  base::UniqueFd fd(memfd_create("huge", MFD_CLOEXEC));
-  EXPECT_EQ(::ftruncate(fd.get(), static_cast<off_t>(size)), 0);
-  return fd;
-}
-
 constexpr uint64_t kHuge = 1ull << 40;
 
-class HttpServer : public testing::Test {
+class HttpServer : public ServerTest {
  protected:
-  void Start(Handler handler, Server::Options options = {}) {
-    auto [listener, port] = ListenLocal();
-    port_ = port;
-    auto server = Server::Start(loop_, pool_, std::move(listener),
-                                std::move(handler), options);
-    ASSERT_TRUE(server.ok()) << server.status().ToString();
-    server_ = *std::move(server);
-  }
   void StartDefault(Server::Options options = {}) {
     Start([this](const Request& request) { return Answer(request); }, options);
   }
@@ -89,28 +59,8 @@ class HttpServer : public testing::Test {
     return response;
   }
 
-  std::string Url(std::string_view path) const {
-    return "http://127.0.0.1:" + std::to_string(port_) + std::string(path);
-  }
-  // All that the server says to `request` on a connection of its own.
-  std::string Exchange(const std::string& request) {
-    const base::UniqueFd fd = ConnectLocal(port_);
-    Conn conn(fd.get());
-    conn.Send(request);
-    return conn.ReadAll();
-  }
-  std::string Fetch(const std::string& method, const std::string& target,
-                    const std::string& lines = "") {
-    return Exchange(method + " " + target + " HTTP/1.1\r\nHost: h\r\n" + lines +
-                    "Connection: close\r\n\r\n");
-  }
-
   // Small enough to be quick, more than one slice and than a socket's buffer.
   const std::string content_ = Pattern((5 << 20) + 123);
-  exec::EventLoop loop_;
-  exec::WorkerPool pool_{"test", 4};
-  uint16_t port_ = 0;
-  std::unique_ptr<Server> server_;
 };
 
 TEST_F(HttpServer, WholeFileByOurClient) {
@@ -224,7 +174,7 @@ TEST_F(HttpServer, RefusesBadRequests) {
               StartsWith("HTTP/1.1 413 "));
   const std::string post = Fetch("POST", "/", "Content-Length: 0\r\n");
   EXPECT_THAT(post, StartsWith("HTTP/1.1 405 "));
-  EXPECT_THAT(post, HasSubstr("Allow: GET, HEAD\r\n"));
+  EXPECT_THAT(post, HasSubstr("Allow: GET, HEAD, PUT, PATCH\r\n"));
   EXPECT_THAT(Fetch("BREW", "/"), StartsWith("HTTP/1.1 405 "));
   EXPECT_THAT(Fetch("GET", "/", "X: " + std::string(17 * 1024, 'a') + "\r\n"),
               StartsWith("HTTP/1.1 431 "));
@@ -279,7 +229,8 @@ TEST_F(HttpServer, KeepsConnectionsAlive) {
   // A refusal that needs no close, then HTTP/1.0.
   conn.Send("DELETE / HTTP/1.1\r\nHost: h\r\nContent-Length: 0\r\n\r\n");
   EXPECT_THAT(conn.ReadHead(), StartsWith("HTTP/1.1 405 "));
-  conn.ReadBytes(std::string("only GET and HEAD are served here\n").size());
+  EXPECT_EQ(conn.ReadBytes(46),
+            "only GET, HEAD, PUT and PATCH are served here\n");
   conn.Send("GET /x HTTP/1.0\r\nConnection: keep-alive\r\n\r\n");
   EXPECT_THAT(conn.ReadHead(), HasSubstr("Connection: keep-alive\r\n"));
   EXPECT_EQ(conn.ReadBytes(9), "GET /x ? ");

@@ -150,7 +150,7 @@ class ManagerTest : public ::testing::Test {
 TEST_F(ManagerTest, BadOptions) {
   for (int i = 0; i < 4; ++i) {
     Options odd = options_;
-    if (i == 0) odd.max_transfers = 0;
+    if (i == 0) odd.limits.transfers = 0;
     if (i == 1) odd.manager_id = "";
     if (i == 2) odd.disk_paths = {"relative"};
     if (i == 3) odd.state_dir = dir_ / "nowhere";
@@ -388,7 +388,7 @@ TEST_F(ManagerTest, OpenWithoutAReadyCopy) {
 TEST_F(ManagerTest, VerifyOk) {
   Begin();
   MakeReady(Spec());
-  const auto id = manager_->StartVerify("debian", "", {});
+  const auto id = manager_->StartVerify("debian", "", {}, false);
   ASSERT_TRUE(id.ok()) << id.status().ToString();
   ASSERT_TRUE(WaitFor([&] { return manager_->VerifyProgressOf(*id)->done; }));
   const auto progress = manager_->VerifyProgressOf(*id);
@@ -401,8 +401,9 @@ TEST_F(ManagerTest, VerifyOk) {
   }));
   EXPECT_EQ(manager_->VerifyProgressOf(*id + 1).status().code(),
             Code::kNotFound);
-  EXPECT_EQ(manager_->StartVerify("debian", "", {"disk-9"}).status().code(),
-            Code::kNotFound);
+  EXPECT_EQ(
+      manager_->StartVerify("debian", "", {"disk-9"}, false).status().code(),
+      Code::kNotFound);
 }
 
 // Changes a byte and sets the times back, as a failing disk would seem to.

@@ -288,6 +288,83 @@ TEST(MayFollowTest, EveryBegunStepMayFollow) {
   }
 }
 
+// --- uploads
+
+TEST(PlanTest, WithAnUploadEverythingElseStaysAsItIs) {
+  ForPairs(SaneViews(), [](const std::vector<CopyView>& copies) {
+    const std::vector<Step> steps = Plan(copies, kNow);
+    const std::vector<Step> uploads = Plan(copies, kNow, true);
+    ASSERT_EQ(uploads.size(), copies.size());
+    for (size_t i = 0; i < copies.size(); ++i) {
+      // Where there would be a download somebody may bring the bytes.
+      ASSERT_EQ(uploads[i],
+                steps[i] == Step::kDownload ? Step::kUpload : steps[i])
+          << Show(copies, uploads);
+      ASSERT_NE(steps[i], Step::kUpload) << Show(copies, steps);
+    }
+    ASSERT_LE(std::count(uploads.begin(), uploads.end(), Step::kUpload), 1)
+        << Show(copies, uploads);
+  });
+}
+
+TEST(PlanTest, WhileOneIsUploadedTheOthersWait) {
+  CopyView uploading;
+  uploading.state = kStarting;
+  for (const CopyState state : {kStarting, kInProgress}) {
+    uploading.state = state;
+    uploading.running = Step::kUpload;
+    for (const bool upload : {false, true}) {
+      for (const CopyView& other : SaneViews()) {
+        if (other.running != Step::kNone) continue;
+        const std::vector<CopyView> copies{uploading, other};
+        const std::vector<Step> steps = Plan(copies, kNow, upload);
+        ASSERT_EQ(steps[0], Step::kNone) << Show(copies, steps);
+        ASSERT_TRUE(steps[1] != Step::kDownload && steps[1] != Step::kUpload)
+            << Show(copies, steps);
+      }
+      // What lies there needs no source.
+      CopyView found;
+      found.found_file = true;
+      EXPECT_EQ(Plan({uploading, found}, kNow, upload)[1], Step::kScan);
+      EXPECT_EQ(Plan({uploading, CopyView()}, kNow, upload)[1], Step::kWait);
+    }
+  }
+}
+
+TEST(PlanTest, AnUploadGoesOnWhereItsBytesAre) {
+  CopyView partial;
+  partial.partial = true;
+  for (size_t at = 0; at < 3; ++at) {
+    std::vector<CopyView> copies(3);
+    copies[at] = partial;
+    const std::vector<Step> steps = Plan(copies, kNow, true);
+    for (size_t i = 0; i < 3; ++i) {
+      EXPECT_EQ(steps[i], i == at ? Step::kUpload : Step::kWait);
+    }
+  }
+}
+
+TEST(PlanTest, AReadyCopyNeedsNoUpload) {
+  CopyView ready;
+  ready.state = kReady;
+  EXPECT_EQ(Plan({CopyView(), ready}, kNow, true),
+            (std::vector<Step>{Step::kCopy, Step::kNone}));
+  ready.disk_usable = false;
+  EXPECT_EQ(Plan({CopyView(), ready}, kNow, true),
+            (std::vector<Step>{Step::kUpload, Step::kNone}));
+}
+
+TEST(PlanTest, AFailedUploadWaitsForItsTime) {
+  CopyView failed;
+  failed.state = kFailed;
+  failed.due = kFuture;
+  EXPECT_EQ(Plan({failed}, kNow, true)[0], Step::kNone);
+  failed.due = kNow;
+  EXPECT_EQ(Plan({failed}, kNow, true)[0], Step::kUpload);
+  failed.permanent = true;
+  EXPECT_EQ(Plan({failed}, kNow, true)[0], Step::kNone);
+}
+
 TEST(CopyStateTest, Names) {
   EXPECT_EQ(CopyStateName(kPending), "pending");
   EXPECT_EQ(CopyStateName(kStarting), "starting");

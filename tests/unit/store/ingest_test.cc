@@ -427,7 +427,7 @@ class ResumeTest : public IngestTest {
     EXPECT_EQ(ingest->partial_size(), content_.size());
     BIM_ASSERT_OK(ingest->Restore({}));
     EXPECT_EQ(ingest->position(), position);
-    EXPECT_EQ(ingest->stored_bytes(), position);
+    EXPECT_GE(ingest->stored_bytes(), position);
     if (!ingest->begun()) {
       ASSERT_EQ(position, 0u);
       BIM_ASSERT_OK(ingest->Begin(content_.size(), "\"etag\""));

@@ -100,18 +100,12 @@ TEST(ChunksCodecTest, EveryOtherMarkIsRefused) {
 }
 
 TEST(ManifestTest, Check) {
-  const auto check = [](uint64_t size, uint64_t chunk, size_t count) {
-    Manifest manifest;
-    manifest.size = size;
-    manifest.chunk_size = chunk;
-    manifest.chunks.resize(count);
-    return manifest.Check();
-  };
-  BIM_EXPECT_OK(check(512, kMinChunkSize, 1));
-  BIM_EXPECT_OK(check(kMinChunkSize, kMinChunkSize, 1));
-  BIM_EXPECT_OK(check(kMinChunkSize + 512, kMinChunkSize, 2));
-  BIM_EXPECT_OK(check(512, kUnknownSizeChunk, 1));
-  BIM_EXPECT_OK(check(kMinChunkSize * kMaxChunks, kMinChunkSize, kMaxChunks));
+  BIM_EXPECT_OK(CheckChunks(512, kMinChunkSize, 1));
+  BIM_EXPECT_OK(CheckChunks(kMinChunkSize, kMinChunkSize, 1));
+  BIM_EXPECT_OK(CheckChunks(kMinChunkSize + 512, kMinChunkSize, 2));
+  BIM_EXPECT_OK(CheckChunks(512, kUnknownSizeChunk, 1));
+  BIM_EXPECT_OK(
+      CheckChunks(kMinChunkSize * kMaxChunks, kMinChunkSize, kMaxChunks));
   for (const auto& [size, chunk, count] :
        std::initializer_list<std::tuple<uint64_t, uint64_t, size_t>>{
            {512, 0, 1},
@@ -122,7 +116,7 @@ TEST(ManifestTest, Check) {
            {kMinChunkSize + 512, kMinChunkSize, 1},
            {kMinChunkSize * kMaxChunks + 512, kMinChunkSize, kMaxChunks + 1},
            {kMax, kMinChunkSize, 1}}) {
-    EXPECT_EQ(check(size, chunk, count).code(), Code::kDataLoss)
+    EXPECT_EQ(CheckChunks(size, chunk, count).code(), Code::kDataLoss)
         << size << " " << chunk << " " << count;
   }
 }

@@ -63,6 +63,7 @@ void ExpectSame(const ImageRecord& a, const ImageRecord& b) {
   EXPECT_EQ(a.virtual_size, b.virtual_size);
   EXPECT_EQ(a.sha512, b.sha512);
   EXPECT_EQ(a.sha256, b.sha256);
+  EXPECT_EQ(a.sha512_pending, b.sha512_pending);
   EXPECT_EQ(a.origin, b.origin);
   EXPECT_EQ(a.verified_ns, b.verified_ns);
   EXPECT_EQ(a.chunk_size, b.chunk_size);
@@ -218,6 +219,324 @@ TEST_F(RecordTest, PlantedLinkAndDirectoryAreErrors) {
   EXPECT_FALSE(ReadRecord(root_, kKey, true).ok());
 }
 
+TEST_F(RecordTest, Sha512PendingIsKept) {
+  for (bool pending : {false, true}) {
+    ImageRecord record = SomeRecord(3);
+    record.sha512_pending = pending;
+    const std::string text = EncodeRecord(record);
+    // Records of proven images stay as older versions wrote them.
+    EXPECT_EQ(text.find("sha512Pending") != std::string::npos, pending);
+    Put(text);
+    for (bool with_chunks : {false, true}) {
+      const auto read = ReadRecord(root_, kKey, with_chunks);
+      ASSERT_TRUE(read.ok()) << read.status().ToString();
+      ExpectSame(*read, record);
+    }
+  }
+}
+
+TEST_F(RecordTest, OnlyTrueIsPending) {
+  for (const char* value : {"false", "1", "0", "\"true\"", "null", "[true]"}) {
+    ImageRecord record = SomeRecord(1);
+    record.chunks.clear();
+    record.chunk_count = 0;
+    std::string header = EncodeRecord(record);
+    header = header.substr(header.find('\n') + 1);
+    header.insert(1, "\"sha512Pending\":" + std::string(value) + ",");
+    Put(Enveloped("bim-record", 1, 1, header));
+    const auto read = ReadRecord(root_, kKey, true);
+    ASSERT_TRUE(read.ok()) << read.status().ToString();
+    EXPECT_FALSE(read->sha512_pending) << value;
+  }
+}
+
+TEST_F(RecordTest, EveryFlippedBitOfAPendingOneIsNoticedOrHarmless) {
+  ImageRecord record = SomeRecord(2);
+  record.sha512_pending = true;
+  const std::string text = EncodeRecord(record);
+  for (size_t at = 0; at < text.size(); ++at) {
+    for (int bit = 0; bit < 8; ++bit) {
+      std::string flipped = text;
+      flipped[at] = static_cast<char>(flipped[at] ^ (1 << bit));
+      Put(flipped);
+      for (bool with_chunks : {false, true}) {
+        const auto read = ReadRecord(root_, kKey, with_chunks);
+        if (!read.ok()) continue;
+        ASSERT_TRUE(read->sha512_pending) << at << " " << bit;
+      }
+    }
+  }
+}
+
+// --- manifests, as peers send them
+
+// The header of what EncodeManifest made, to be changed.
+struct Taken {
+  std::string header;
+  std::string table;
+};
+Taken TakeApart(const std::string& text) {
+  const size_t line = text.find('\n');
+  const size_t end = text.find('}', line) + 1;  // the header has no other one
+  return {text.substr(line + 1, end - line - 1), text.substr(end)};
+}
+std::string Replaced(std::string text, const std::string& from,
+                     const std::string& to) {
+  const size_t at = text.find(from);
+  EXPECT_NE(at, std::string::npos) << from;
+  if (at != std::string::npos) text.replace(at, from.size(), to);
+  return text;
+}
+std::string Manifest(const std::string& header, const std::string& table) {
+  return Enveloped("bim-manifest", 1, 1, header) + table;
+}
+
+// What a peer is told of `record`.
+ImageRecord Told(ImageRecord record) {
+  record.stamp = {.size = record.stamp.size};
+  record.sha512_pending = false;
+  record.origin.clear();
+  record.verified_ns = 0;
+  return record;
+}
+
+TEST(ManifestTextTest, RoundTrips) {
+  for (size_t chunks :
+       {size_t{1}, size_t{2}, size_t{3}, size_t{200}, size_t{kMaxChunks}}) {
+    for (bool sha256 : {false, true}) {
+      ImageRecord record = SomeRecord(chunks);
+      if (!sha256) record.sha256.reset();
+      const std::string text = EncodeManifest(record);
+      EXPECT_LE(text.size(), kMaxManifest);
+      const auto read = DecodeManifest(text);
+      ASSERT_TRUE(read.ok()) << read.status().ToString();
+      ExpectSame(*read, Told(record));
+      EXPECT_EQ(read->chunks, record.chunks);
+    }
+  }
+}
+
+TEST(ManifestTextTest, WithoutChunks) {
+  ImageRecord record = SomeRecord(3);
+  record.chunks.clear();
+  record.chunk_count = 0;
+  const auto read = DecodeManifest(EncodeManifest(record));
+  ASSERT_TRUE(read.ok()) << read.status().ToString();
+  ExpectSame(*read, Told(record));
+  EXPECT_TRUE(read->chunks.empty());
+}
+
+TEST(ManifestTextTest, TellsNothingOfTheDisk) {
+  ImageRecord record = SomeRecord(3);
+  record.sha512_pending = true;
+  record.stamp.inode = 987'654'321;
+  const std::string text = EncodeManifest(record);
+  for (const char* word : {"987654321", "mtime", "ctime", "origin", "download",
+                           "verified", "ending"}) {
+    EXPECT_EQ(text.find(word), std::string::npos) << word;
+  }
+  const auto read = DecodeManifest(text);
+  ASSERT_TRUE(read.ok());
+  ExpectSame(*read, Told(record));
+}
+
+TEST(ManifestTextTest, WhatIsOfADiskIsNotTakenFromAPeer) {
+  const Taken own = TakeApart(EncodeManifest(SomeRecord(2)));
+  std::string header = own.header;
+  header.insert(1, R"("inode":5,"mtimeNs":6,"ctimeNs":7,"origin":"me",)"
+                   R"("verifiedNs":8,"sha512Pending":true,)");
+  const auto read = DecodeManifest(Manifest(header, own.table));
+  ASSERT_TRUE(read.ok()) << read.status().ToString();
+  ExpectSame(*read, Told(SomeRecord(2)));
+}
+
+TEST(ManifestTextTest, CutOffAtEveryByteOrLonger) {
+  const std::string text = EncodeManifest(SomeRecord(3));
+  for (size_t length = 0; length < text.size(); ++length) {
+    ASSERT_EQ(DecodeManifest(text.substr(0, length)).status().code(),
+              Code::kDataLoss)
+        << length;
+  }
+  for (const std::string& more : {std::string(1, 'x'), std::string(33, '\0')}) {
+    EXPECT_EQ(DecodeManifest(text + more).status().code(), Code::kDataLoss);
+    // Also behind one without a table.
+    ImageRecord record = SomeRecord(3);
+    record.chunks.clear();
+    EXPECT_EQ(DecodeManifest(EncodeManifest(record) + more).status().code(),
+              Code::kDataLoss);
+  }
+}
+
+TEST(ManifestTextTest, EveryFlippedBitIsNoticedOrHarmless) {
+  const ImageRecord record = SomeRecord(3);
+  const std::string text = EncodeManifest(record);
+  for (size_t at = 0; at < text.size(); ++at) {
+    for (int bit = 0; bit < 8; ++bit) {
+      std::string flipped = text;
+      flipped[at] = static_cast<char>(flipped[at] ^ (1 << bit));
+      const auto read = DecodeManifest(flipped);
+      if (!read.ok()) {
+        ASSERT_TRUE(read.status().code() == Code::kDataLoss ||
+                    read.status().code() == Code::kFailedPrecondition)
+            << read.status().ToString();
+        continue;
+      }
+      // Only the version numbers of the first line.
+      ASSERT_LT(at, text.find('\n')) << at << " " << bit;
+      ASSERT_EQ(read->sha512, record.sha512);
+      ASSERT_EQ(read->chunks, record.chunks);
+    }
+  }
+}
+
+TEST(ManifestTextTest, Versions) {
+  const Taken own = TakeApart(EncodeManifest(SomeRecord(2)));
+  const int ours = meta::kDiskFormatVersion;
+  BIM_EXPECT_OK(
+      DecodeManifest(Enveloped("bim-manifest", ours + 5, ours, own.header) +
+                     own.table)
+          .status());
+  const auto newer = DecodeManifest(
+      Enveloped("bim-manifest", ours + 7, ours + 3, own.header) + own.table);
+  EXPECT_EQ(newer.status().code(), Code::kFailedPrecondition);
+  EXPECT_NE(newer.status().message().find(std::to_string(ours + 7)),
+            std::string::npos)
+      << newer.status().message();
+}
+
+TEST(ManifestTextTest, OtherThings) {
+  for (const std::string& text :
+       {std::string(), std::string("\n"), std::string("<html></html>\n"),
+        std::string(1'000, '\0'), std::string(1'000, 'x'),
+        std::string("bim-manifest\n"), std::string("bim-manifest 1 1 -5 00\n"),
+        std::string("bim-manifest 1 1 999999999 00\n"),
+        EncodeRecord(SomeRecord(2)),
+        EncodeJournalHeader({kKey, 512, kMinChunkSize, "v", 1}),
+        Manifest("[]", ""), Manifest("null", ""), Manifest("{", ""),
+        Manifest("{}", ""), Manifest(std::string(60'000, '['), "")}) {
+    EXPECT_EQ(DecodeManifest(text).status().code(), Code::kDataLoss)
+        << text.substr(0, 100);
+  }
+  std::string longer = EncodeManifest(SomeRecord(kMaxChunks));
+  longer.resize(kMaxManifest + 1);
+  EXPECT_EQ(DecodeManifest(longer).status().code(), Code::kDataLoss);
+}
+
+TEST(ManifestTextTest, OddNumbers) {
+  const ImageRecord record = SomeRecord(3);
+  const Taken own = TakeApart(EncodeManifest(record));
+  BIM_EXPECT_OK(DecodeManifest(Manifest(own.header, own.table)).status());
+  ImageRecord none = record;
+  none.chunks.clear();
+  const Taken bare = TakeApart(EncodeManifest(none));
+  BIM_EXPECT_OK(DecodeManifest(Manifest(bare.header, "")).status());
+
+  const std::string size = "\"size\":" + std::to_string(record.stamp.size);
+  for (const char* odd :
+       {"0", "1", "511", "785919", "-512", "-1", "786432.5", "1e3", "null",
+        "\"786432\"", "[]", "true", "18446744073709551104",
+        "9223372036854775808", "99999999999999999999999"}) {
+    const std::string to = "\"size\":" + std::string(odd);
+    EXPECT_EQ(
+        DecodeManifest(Manifest(Replaced(own.header, size, to), own.table))
+            .status()
+            .code(),
+        Code::kDataLoss)
+        << odd;
+    EXPECT_EQ(DecodeManifest(Manifest(Replaced(bare.header, size, to), ""))
+                  .status()
+                  .code(),
+              Code::kDataLoss)
+        << odd;
+  }
+  // Another size that is an image's, but not of three chunks.
+  for (uint64_t other : {kMinChunkSize * 2, kMinChunkSize * 3 + 512,
+                         uint64_t{512}, uint64_t{1} << 62}) {
+    EXPECT_EQ(
+        DecodeManifest(Manifest(Replaced(own.header, size,
+                                         "\"size\":" + std::to_string(other)),
+                                own.table))
+            .status()
+            .code(),
+        Code::kDataLoss)
+        << other;
+  }
+  const std::string chunk_size =
+      "\"chunkSize\":" + std::to_string(kMinChunkSize);
+  for (const char* odd : {"0", "1", "131072", "262143", "524288", "-262144",
+                          "null", "9223372036854775808"}) {
+    EXPECT_EQ(
+        DecodeManifest(Manifest(Replaced(own.header, chunk_size,
+                                         "\"chunkSize\":" + std::string(odd)),
+                                own.table))
+            .status()
+            .code(),
+        Code::kDataLoss)
+        << odd;
+  }
+}
+
+TEST(ManifestTextTest, ChunkCountThatDoesNotFit) {
+  const ImageRecord record = SomeRecord(3);
+  const Taken own = TakeApart(EncodeManifest(record));
+  for (const char* odd : {"0", "1", "2", "4", "-3", "null", "65537",
+                          "4294967296", "4294967299", "18446744073709551615"}) {
+    EXPECT_EQ(
+        DecodeManifest(Manifest(Replaced(own.header, "\"chunkCount\":3",
+                                         "\"chunkCount\":" + std::string(odd)),
+                                own.table))
+            .status()
+            .code(),
+        Code::kDataLoss)
+        << odd;
+  }
+  // A table of another length with its right digest.
+  for (size_t count : {1, 2, 4}) {
+    ImageRecord other = record;
+    other.chunks.resize(count);
+    EXPECT_EQ(DecodeManifest(EncodeManifest(other)).status().code(),
+              Code::kDataLoss)
+        << count;
+  }
+  // A chunk that is neither zero nor not.
+  std::string table = own.table;
+  table[33] = 2;
+  EXPECT_EQ(
+      DecodeManifest(Manifest(Replaced(own.header, Sha256(own.table).Hex(),
+                                       Sha256(table).Hex()),
+                              table))
+          .status()
+          .code(),
+      Code::kDataLoss);
+  // Of a chunk too many, or of half a one.
+  for (const std::string& longer :
+       {own.table + own.table.substr(0, 33), own.table + "x"}) {
+    EXPECT_EQ(
+        DecodeManifest(Manifest(Replaced(own.header, Sha256(own.table).Hex(),
+                                         Sha256(longer).Hex()),
+                                longer))
+            .status()
+            .code(),
+        Code::kDataLoss);
+  }
+}
+
+TEST(ManifestTextTest, OddDigests) {
+  const ImageRecord record = SomeRecord(1);
+  const Taken own = TakeApart(EncodeManifest(record));
+  for (const base::Digest& digest : {record.sha512, *record.sha256}) {
+    for (const std::string& odd :
+         {std::string(), std::string("00"),
+          std::string(digest.Hex().size(), 'g'), digest.Hex() + "00"}) {
+      EXPECT_EQ(DecodeManifest(Manifest(Replaced(own.header, digest.Hex(), odd),
+                                        own.table))
+                    .status()
+                    .code(),
+                Code::kDataLoss);
+    }
+  }
+}
+
 // --- journal
 
 Chunk SomeChunk(uint32_t i) {
@@ -340,7 +659,7 @@ TEST_F(JournalTest, NotOfThisImage) {
   for (JournalHeader header :
        {JournalHeader{{"debian", "u-2"}, 512, kMinChunkSize, "v", 1},
         JournalHeader{kKey, 0, kMinChunkSize, "v", 1},
-        JournalHeader{kKey, 512, kMinChunkSize * 2, "v", 1},
+        JournalHeader{kKey, 512, kMinChunkSize * 3, "v", 1},
         JournalHeader{kKey, 512, 0, "v", 1}}) {
     Put(EncodeJournalHeader(header));
     EXPECT_EQ(ReadJournal(root_, kKey).status().code(), Code::kDataLoss);

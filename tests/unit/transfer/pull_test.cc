@@ -45,8 +45,9 @@ class ScriptedSource : public Source {
 
   std::vector<std::pair<uint64_t, std::string>> reads;
 
-  Outcome Read(uint64_t offset, const std::string& expected, SourceSink& sink,
-               std::stop_token stop) override {
+  Outcome Read(const Range& range, const std::string& expected,
+               SourceSink& sink, std::stop_token stop) override {
+    const uint64_t offset = range.begin;
     reads.emplace_back(offset, expected);
     End end;
     if (!ends.empty()) {

@@ -101,7 +101,7 @@ class FileSourceTest : public ::testing::Test {
       ADD_FAILURE() << source.status().ToString();
       return {};
     }
-    return (*source)->Read(offset, validator, sink, stop);
+    return (*source)->Read({offset, Range::kOpen}, validator, sink, stop);
   }
   TempDir dir_;
   std::string path_ = dir_ / "a.raw";
