@@ -33,12 +33,14 @@ class Nginx:
         self.port = free_port()
         folder.mkdir()
         user = "user root;" if os.geteuid() == 0 else ""
+        self.log = folder / "sent"
         (folder / "nginx.conf").write_text(f"""
 {user} daemon off; worker_processes 1; pid {folder}/pid; error_log stderr warn;
 events {{ worker_connections 256; }}
 http {{
   {limits}
-  access_log off; sendfile on;
+  log_format sent '$bytes_sent'; access_log {self.log} sent;
+  sendfile on;
   client_body_temp_path {folder}/t1; proxy_temp_path {folder}/t2;
   fastcgi_temp_path {folder}/t3; uwsgi_temp_path {folder}/t4; scgi_temp_path {folder}/t5;
   server {{ listen 127.0.0.1:{self.port}; root {root}; }}
@@ -57,6 +59,10 @@ http {{
 
     def url(self, name):
         return f"http://127.0.0.1:{self.port}/{name}"
+
+    # Bytes given to the network, headers too, of the requests that ended.
+    def sent(self):
+        return sum(int(line) for line in self.log.read_text().split())
 
     def stop(self):
         self.process.terminate()

@@ -1,6 +1,7 @@
 #include "pkg/transfer/lane_policy.h"
 
 #include <algorithm>
+#include <cmath>
 
 namespace bim::transfer {
 
@@ -8,6 +9,14 @@ void LanePolicy::Change(size_t wanted) {
   if (wanted != wanted_) settle_ = kSettle;
   wanted_ = wanted;
   bytes_ = seconds_ = busy_ = 0;
+}
+
+size_t LanePolicy::Enough(double rate) const {
+  if (lane_rate_ <= 0) return wanted_;
+  const double lanes = std::ceil(rate * kSpare / lane_rate_);
+  return lanes < static_cast<double>(wanted_)
+             ? std::max<size_t>(1, static_cast<size_t>(lanes))
+             : wanted_;
 }
 
 size_t LanePolicy::Next(const Sample& sample) {
@@ -24,14 +33,21 @@ size_t LanePolicy::Next(const Sample& sample) {
   const double rate = bytes_ / seconds_;
   const bool ours = busy_ / seconds_ > kBusy;
   if (before_ != 0) {
-    // With our side the slower one now, the step was worth it, or does no harm.
     const bool keep = ours || rate > rate_before_ * kFaster;
     if (!keep) pause_ = kPauseNotFaster;
-    Change(keep ? wanted_ : before_);
+    Change(ours ? Enough(rate) : keep ? wanted_ : before_);
     before_ = 0;
     return wanted_;
   }
-  if (ours || pause_ > 0 || wanted_ >= max_ || bytes_ == 0) {
+  if (ours) {
+    Change(Enough(rate));
+    return wanted_;
+  }
+  if (bytes_ > 0) {
+    // Surplus ones may still be at work.
+    lane_rate_ = rate / static_cast<double>(std::max(wanted_, sample.lanes));
+  }
+  if (pause_ > 0 || wanted_ >= max_ || bytes_ == 0) {
     Change(wanted_);
     return wanted_;
   }

@@ -1,6 +1,7 @@
 // How many connections a transfer should use: one as long as that is enough,
-// more when the network is what it waits for and more make it faster. Pure:
-// samples in, a number out.
+// more when the network is what it waits for and more make it faster, but not
+// more than it takes to keep our side at work: what is on its way over each is
+// lost when the transfer breaks off. Pure: samples in, a number out.
 #pragma once
 
 #include <cstddef>
@@ -41,13 +42,18 @@ class LanePolicy {
   // Our side is the slower one.
   static constexpr double kBusy = 0.5;
   static constexpr double kFaster = 1.2;
+  // How much more the connections should be able to give than our side takes.
+  static constexpr double kSpare = 1.25;
 
   void Change(size_t wanted);
+  // How many of those at work our side needs at this rate.
+  size_t Enough(double rate) const;
 
   const size_t max_;
   size_t wanted_ = 1;
   size_t before_ = 0;       // lanes before the step that is on trial; 0: none
   double rate_before_ = 0;  // bytes a second then
+  double lane_rate_ = 0;    // of one, when the network was last the slower side
   double pause_ = 0;
   double settle_ = 0;
   // Seen since the last decision.

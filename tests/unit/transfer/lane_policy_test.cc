@@ -95,10 +95,24 @@ TEST(LanePolicyTest, OneWhenOurSideIsTheSlowerOne) {
   EXPECT_EQ(network.Run(1, PerLane, 0.2), 8u);
 }
 
-TEST(LanePolicyTest, KeptWhenOurSideBecomesTheSlowerOne) {
+TEST(LanePolicyTest, NoMoreThanOurSideTakes) {
   Network network(8);
-  EXPECT_EQ(network.Run(0.2, Shared), 8u);
-  EXPECT_EQ(network.Run(5, Shared, 0.9), 8u);
+  EXPECT_EQ(network.Run(0.2, PerLane), 8u);
+  // A quarter more than the 45 MB/s that it takes, of 10 MB/s each.
+  const auto ours = [](size_t) { return 45e6; };
+  EXPECT_EQ(network.Run(1, ours, 0.9), 6u);
+  EXPECT_EQ(network.Run(5, ours, 0.9), 6u);
+  // The disk becomes slower, and all is well again.
+  EXPECT_EQ(network.Run(
+                1, [](size_t) { return 9e6; }, 0.9),
+            2u);
+  EXPECT_EQ(network.Run(1, PerLane), 8u);
+  // Not worth more than one to begin with.
+  Network slow(8);
+  EXPECT_EQ(slow.Run(0.2, PerLane), 8u);
+  EXPECT_EQ(slow.Run(
+                1, [](size_t) { return 5e6; }, 0.9),
+            1u);
 }
 
 TEST(LanePolicyTest, NothingThatComesSaysNothing) {
