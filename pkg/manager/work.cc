@@ -259,6 +259,10 @@ ManagerImpl::JobEnd ManagerImpl::EndPull(const Job& job, JobEnd end,
   end.status = std::move(pulled.outcome.status);
   end.failure = pulled.outcome.failure;
   end.retry_after = pulled.outcome.retry_after;
+  // What is still on its way to the file counts for this try, not for the next.
+  if (end.failure == transfer::Failure::kTransient) {
+    (void)end.ingest->Settle();
+  }
   // A source that breaks at the same place each time is no progress.
   const uint64_t stored = end.ingest->stored_bytes();
   end.progress =
