@@ -313,14 +313,7 @@ void Session::SendContinue() {
   awaiting_body_ = true;
   asio::async_write(socket_, asio::buffer(kContinue),
                     [self = shared_from_this()](error_code error, size_t) {
-                      if (self->closed_ || !self->awaiting_body_) return;
-                      self->awaiting_body_ = false;
-                      self->Disarm();
-                      if (error) {
-                        self->LoseBody();
-                      } else {
-                        self->AwaitBody();
-                      }
+                      self->OnAwaited(error, &Session::AwaitBody);
                     });
 }
 
@@ -334,15 +327,20 @@ void Session::AwaitBody() {
   Arm(core_->options.send_timeout, &Session::LoseBody);
   socket_.async_wait(asio::socket_base::wait_read,
                      [self = shared_from_this()](error_code error) {
-                       if (self->closed_ || !self->awaiting_body_) return;
-                       self->awaiting_body_ = false;
-                       self->Disarm();
-                       if (error) {
-                         self->LoseBody();
-                       } else {
-                         self->ReadBody();
-                       }
+                       self->OnAwaited(error, &Session::ReadBody);
                      });
+}
+
+// The wait is over: on to what is `next`, unless it was for nothing.
+void Session::OnAwaited(error_code error, void (Session::*next)()) {
+  if (closed_ || !awaiting_body_) return;
+  awaiting_body_ = false;
+  Disarm();
+  if (error) {
+    LoseBody();
+  } else {
+    (this->*next)();
+  }
 }
 
 // The connection is of no use any more; the taker hears of it.

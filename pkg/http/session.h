@@ -150,6 +150,7 @@ class Session : public std::enable_shared_from_this<Session> {
   void SendContinue();
   void ReadBody();
   void AwaitBody();
+  void OnAwaited(boost::system::error_code error, void (Session::*next)());
   void LoseBody();
   void OnTaken(Taken taken);
   Taken TakeOnPool();

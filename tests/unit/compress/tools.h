@@ -18,17 +18,7 @@
 
 #include "pkg/base/status.h"
 #include "pkg/compress/decoder.h"
-
-#define BIM_EXPECT_OK(expr)                \
-  do {                                     \
-    const ::bim::base::Status s_ = (expr); \
-    EXPECT_TRUE(s_.ok()) << s_.ToString(); \
-  } while (false)
-#define BIM_ASSERT_OK(expr)                \
-  do {                                     \
-    const ::bim::base::Status s_ = (expr); \
-    ASSERT_TRUE(s_.ok()) << s_.ToString(); \
-  } while (false)
+#include "tests/unit/expect_ok.h"
 
 namespace bim::compress::test {
 

@@ -23,17 +23,7 @@
 #include "pkg/io/dir.h"
 #include "pkg/store/disk.h"
 #include "pkg/store/layout.h"
-
-#define BIM_EXPECT_OK(expr)                \
-  do {                                     \
-    const ::bim::base::Status s_ = (expr); \
-    EXPECT_TRUE(s_.ok()) << s_.ToString(); \
-  } while (false)
-#define BIM_ASSERT_OK(expr)                \
-  do {                                     \
-    const ::bim::base::Status s_ = (expr); \
-    ASSERT_TRUE(s_.ok()) << s_.ToString(); \
-  } while (false)
+#include "tests/unit/expect_ok.h"
 
 namespace bim::test {
 
