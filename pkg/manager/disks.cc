@@ -23,6 +23,7 @@ using store::DiskState;
 constexpr char kDisksFile[] = "disks.json";
 constexpr size_t kMaxDisksFile = 4 << 20;
 constexpr uint64_t kChecksPerProbe = 12;
+constexpr std::chrono::seconds kTakeDeadline{30};
 
 bool IsWantedOn(const ImageSpec& spec, const std::string& disk_uuid) {
   return spec.all_disks || std::find(spec.disks.begin(), spec.disks.end(),
@@ -207,17 +208,17 @@ void ManagerImpl::LoseDisk(DiskEntry& entry, DiskFault fault) {
   const std::string uuid = entry.expected_uuid;
   entry.disk.reset();
   entry.fault = std::move(fault);
+  StopUsing(uuid);
   for (auto& [key, image] : images_) {
     const auto it = image.copies.find(uuid);
     if (it == image.copies.end()) continue;
     CopyEntry& copy = it->second;
-    Cancel(copy);
-    Retire(copy);
     if (!copy.verify_tasks.empty()) {
       EndVerify(copy, uuid, false, "the disk cannot be used any more");
     }
     copy.found_file = false;
     copy.due.reset();
+    copy.expires.reset();
     SetState(copy, CopyState::kUnknown,
              "disk " + uuid + " cannot be used: " + entry.fault.message);
     Touch(key, image);
@@ -282,15 +283,20 @@ void ManagerImpl::CheckFiles(const std::string& disk_uuid,
   if (any) Notify();
 }
 
-void ManagerImpl::TryDisk(const std::string& path) {
+bool ManagerImpl::TryDisk(const std::string& path) {
   std::string expected;
   {
     Lock lock(mutex_);
     const DiskEntry* entry = FindDisk(path);
-    if (entry == nullptr || entry->disk || stopping_) return;
-    if (!busy_disks_.insert(path).second) return;
+    if (entry == nullptr || entry->disk || stopping_) return true;
+    if (!busy_disks_.insert(path).second) return false;
     expected = entry->expected_uuid;
   }
+  const auto done = [&](const Lock& lock) {
+    BIM_CHECK(lock.owns_lock());
+    busy_disks_.erase(path);
+    jobs_changed_.notify_all();
+  };
   auto claimed = store::Disk::Claim(
       path, expected,
       {options_.manager_id, options_.version, options_.endpoint});
@@ -317,8 +323,8 @@ void ManagerImpl::TryDisk(const std::string& path) {
       disk.reset();
     }
     if (entry == nullptr || stopping_) {
-      busy_disks_.erase(path);
-      return;
+      done(lock);
+      return true;
     }
     if (!disk) {
       changed = entry->fault.message != fault.message;
@@ -330,7 +336,7 @@ void ManagerImpl::TryDisk(const std::string& path) {
       // It said who it is, though it cannot be used.
       if (entry->expected_uuid.empty()) entry->expected_uuid = fault.uuid;
       AddMissingCopies();
-      busy_disks_.erase(path);
+      done(lock);
     } else {
       save = entry->expected_uuid != disk->uuid();
       entry->expected_uuid = disk->uuid();
@@ -339,7 +345,7 @@ void ManagerImpl::TryDisk(const std::string& path) {
   if (!disk) {
     if (fault.state == DiskState::kReadOnly) ShowUnusable(path, fault.uuid);
     if (changed) Notify();
-    return;
+    return true;
   }
   if (save) {
     if (Status saved = SaveDisks(); !saved.ok()) {
@@ -348,7 +354,8 @@ void ManagerImpl::TryDisk(const std::string& path) {
   }
   LoadDisk(disk);
   Lock lock(mutex_);
-  busy_disks_.erase(path);
+  done(lock);
+  return true;
 }
 
 Result<std::vector<Desired>> ManagerImpl::ReadWanted(const io::Dir& root) {
@@ -469,6 +476,7 @@ void ManagerImpl::LoadDisk(const std::shared_ptr<store::Disk>& disk) {
       }
     }
   }
+  const size_t found = wanted.size();
   for (Desired& desired : fresh) {
     const ImageKey key{desired.spec.name, desired.spec.uuid};
     if (Status put = disk->PutDesired(key, EncodeDesired(desired)); !put.ok()) {
@@ -492,6 +500,7 @@ void ManagerImpl::LoadDisk(const std::shared_ptr<store::Disk>& disk) {
   }
   const auto space = disk->GetSpace();
   size_t ready = 0;
+  std::vector<ImageKey> unwanted;
   {
     Lock lock(mutex_);
     DiskEntry* entry = FindDisk(disk->path());
@@ -502,6 +511,14 @@ void ManagerImpl::LoadDisk(const std::shared_ptr<store::Disk>& disk) {
     if (space.ok()) entry->space = *space;
     for (size_t i = 0; i < wanted.size(); ++i) {
       const ImageKey key{wanted[i].spec.name, wanted[i].spec.uuid};
+      // Removed meanwhile, by somebody who could not know of this disk?
+      if (i >= found) {
+        const auto known = images_.find(key);
+        if (known == images_.end() || known->second.removing) {
+          unwanted.push_back(key);
+          continue;
+        }
+      }
       auto [it, is_new] = images_.try_emplace(key);
       ImageEntry& image = it->second;
       if (is_new) image.spec = wanted[i].spec;
@@ -512,7 +529,9 @@ void ManagerImpl::LoadDisk(const std::shared_ptr<store::Disk>& disk) {
             key.name, key.uuid, uuid);
       }
       if (copies[i].state == CopyState::kReady) ++ready;
-      image.copies[uuid] = std::move(copies[i]);
+      CopyEntry& copy = image.copies[uuid];
+      EndVerify(copy, uuid, false, "the disk was away");
+      copy = std::move(copies[i]);
       Touch(key, image);
     }
     AddMissingCopies();
@@ -521,6 +540,7 @@ void ManagerImpl::LoadDisk(const std::shared_ptr<store::Disk>& disk) {
     }
     ArmRetryTimer();
   }
+  for (const ImageKey& key : unwanted) (void)disk->RemoveDesired(key);
   BIM_LOG_INFO("disk {} at {}: taken in epoch {}, {} of {} images ready", uuid,
                disk->path(), disk->epoch(), ready, wanted.size());
   Notify();
@@ -579,7 +599,12 @@ Result<DiskStatus> ManagerImpl::AddDisk(const std::string& given,
     entry->expected_uuid = *identity;
   }
   BIM_RETURN_IF_ERROR(SaveDisks());
-  TryDisk(path);
+  for (int tries = 0; !TryDisk(path) && tries < 3; ++tries) {
+    // A check of the disks is taking it, or somebody removes it.
+    Lock lock(mutex_);
+    jobs_changed_.wait_for(lock, kTakeDeadline,
+                           [&] { return busy_disks_.count(path) == 0; });
+  }
   Lock lock(mutex_);
   const DiskEntry* entry = FindDisk(path);
   if (entry == nullptr) return base::AbortedError("the disk was removed");
@@ -607,17 +632,13 @@ Status ManagerImpl::RemoveDisk(const std::string& uuid_or_path, bool force) {
     busy_disks_.insert(path);
     const std::weak_ptr<store::Disk> released = entry->disk;
     entry->disk.reset();
-    for (auto& [key, image] : images_) {
-      const auto it = image.copies.find(uuid);
-      if (it == image.copies.end()) continue;
-      Cancel(it->second);
-      Retire(it->second);
-    }
+    StopUsing(uuid);
     const auto on_disk = [&](const ImageKey&, const std::string& disk) {
       return disk == uuid;
     };
     if (!AwaitJobs(lock, on_disk)) {
       busy_disks_.erase(path);
+      jobs_changed_.notify_all();
       return base::DeadlineExceededError("the work on disk " + uuid +
                                          " did not stop in time; try again");
     }
@@ -627,6 +648,7 @@ Status ManagerImpl::RemoveDisk(const std::string& uuid_or_path, bool force) {
       jobs_changed_.wait_for(lock, std::chrono::milliseconds(10));
     }
     busy_disks_.erase(path);
+    jobs_changed_.notify_all();
     std::vector<ImageKey> gone;
     for (auto& [key, image] : images_) {
       const auto it = image.copies.find(uuid);

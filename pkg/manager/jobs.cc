@@ -32,6 +32,13 @@ uint64_t RealSize(const store::Disk& disk, const ImageKey& key) {
   return st.ok() ? static_cast<uint64_t>(st->st_blocks) * 512 : 0;
 }
 
+// Whether what an ingest leaves can be gone on with.
+bool Resumable(const store::Ingest& ingest) {
+  return ingest.begun()
+             ? ingest.stored_bytes() > 0 && !ingest.validator().empty()
+             : !ingest.partial_validator().empty();
+}
+
 }  // namespace
 
 // --- beginning
@@ -75,6 +82,9 @@ void ManagerImpl::Reconcile(const ImageKey& key) {
     }
     // Not by the clock, but when other work ends.
     copy.due.reset();
+    if (copy.expires && *copy.expires <= now) {
+      copy.expires = now + options_.backoff_first;
+    }
     if (step != Step::kWait &&
         std::find(waiting_.begin(), waiting_.end(), key) == waiting_.end()) {
       waiting_.push_back(key);
@@ -90,11 +100,12 @@ void ManagerImpl::Reconcile(const ImageKey& key) {
 
 bool ManagerImpl::HasSlot(Step step, const std::string& disk_uuid) const {
   if (step == Step::kScan || step == Step::kVerify) {
-    return running_scans_ < kMaxScans;
+    return scanning_.all < kMaxScans;
   }
-  const auto on_disk = running_on_disk_.find(disk_uuid);
-  return running_jobs_ - running_scans_ < limits_.transfers &&
-         (on_disk == running_on_disk_.end() ||
+  const Running& running = step == Step::kUpload ? uploading_ : transferring_;
+  const auto on_disk = running.on_disk.find(disk_uuid);
+  return running.all < limits_.transfers &&
+         (on_disk == running.on_disk.end() ||
           on_disk->second < limits_.transfers_per_disk);
 }
 
@@ -127,6 +138,7 @@ ManagerImpl::Job ManagerImpl::BeginJob(const ImageKey& key, ImageEntry& image,
       if (!job.source_disk || source_disk->device() == job.disk->device()) {
         job.source_disk = std::move(source_disk);
         job.record = source.record;
+        copy.source_disk = other;
       }
     }
     BIM_CHECK(job.source_disk != nullptr);
@@ -138,10 +150,12 @@ ManagerImpl::Job ManagerImpl::BeginJob(const ImageKey& key, ImageEntry& image,
   copy.running = step;
   copy.job = job.id;
   copy.due.reset();
+  copy.expires.reset();
   if (step == Step::kDownload || step == Step::kUpload) {
     job.ingest = copy.ingest;
   } else {
-    Retire(copy);
+    job.retired = std::move(copy.ingest);
+    copy.ingest.reset();
   }
   job.repair = RepairAsked(copy);
   // A mere reading leaves what the last transfer told.
@@ -180,21 +194,30 @@ void ManagerImpl::CountJob(const Job& job, int change) {
   const auto add = [change](size_t& count) {
     count = change > 0 ? count + 1 : count - 1;
   };
-  add(running_jobs_);
-  if (job.step == Step::kScan || job.step == Step::kVerify) {
-    add(running_scans_);
-  } else {
-    add(running_on_disk_[job.disk_uuid]);
-  }
+  const bool scan = job.step == Step::kScan || job.step == Step::kVerify;
+  Running& running = scan                        ? scanning_
+                     : job.step == Step::kUpload ? uploading_
+                                                 : transferring_;
+  add(running.all);
+  add(running.on_disk[job.disk_uuid]);
 }
 
 void ManagerImpl::Cancel(CopyEntry& copy) { copy.stop.request_stop(); }
 
-void ManagerImpl::Retire(CopyEntry& copy) {
-  if (!copy.ingest) return;
-  control_.Submit(
-      [ingest = std::move(copy.ingest)]() mutable { ingest.reset(); });
-  copy.ingest.reset();
+void ManagerImpl::StopUsing(const std::string& disk_uuid) {
+  for (auto& [key, image] : images_) {
+    for (auto& [uuid, copy] : image.copies) {
+      if (uuid == disk_uuid) {
+        Cancel(copy);
+        if (!copy.ingest) continue;
+        control_.Submit(
+            [ingest = std::move(copy.ingest)]() mutable { ingest.reset(); });
+        copy.ingest.reset();
+      } else if (copy.running == Step::kCopy && copy.source_disk == disk_uuid) {
+        Cancel(copy);
+      }
+    }
+  }
 }
 
 bool ManagerImpl::AwaitJobs(
@@ -224,6 +247,38 @@ Desired ManagerImpl::DesiredOf(const ImageEntry& image,
   return desired;
 }
 
+void ManagerImpl::Remember(const ImageKey& key, const std::string& disk_uuid) {
+  std::shared_ptr<std::mutex> documents;
+  {
+    Lock lock(mutex_);
+    const auto it = images_.find(key);
+    if (it == images_.end()) return;
+    documents = it->second.documents;
+  }
+  // One after the other, each with what is true then: the last one written is
+  // the newest.
+  std::lock_guard writing(*documents);
+  std::shared_ptr<store::Disk> disk;
+  Desired desired;
+  {
+    Lock lock(mutex_);
+    const auto it = images_.find(key);
+    if (it == images_.end() || it->second.documents != documents ||
+        it->second.removing) {
+      return;
+    }
+    const auto copy = it->second.copies.find(disk_uuid);
+    disk = UsableDisk(disk_uuid);
+    if (copy == it->second.copies.end() || !disk) return;
+    desired = DesiredOf(it->second, copy->second);
+  }
+  const Status put = disk->PutDesired(key, EncodeDesired(desired));
+  if (!put.ok()) {
+    BIM_LOG_WARN("disk {}: cannot remember the state of image {}: {}",
+                 disk_uuid, key.name, put.message());
+  }
+}
+
 bool ManagerImpl::RepairAsked(const CopyEntry& copy) const {
   return std::any_of(
       copy.verify_tasks.begin(), copy.verify_tasks.end(), [&](uint64_t id) {
@@ -249,12 +304,21 @@ void ManagerImpl::EndVerify(CopyEntry& copy, const std::string& disk_uuid,
   copy.verify_tasks.clear();
 }
 
+void ManagerImpl::TakeRecord(CopyEntry& copy, JobEnd& end) {
+  copy.judged = end.record->stamp;
+  copy.record = std::move(end.record);
+  copy.real_size = end.real_size;
+  copy.partial = false;
+  copy.upload_offset = 0;
+  copy.upload_size.reset();
+}
+
 void ManagerImpl::EndJob(Job& job, JobEnd end) {
   if (end.record) end.real_size = RealSize(*job.disk, job.key);
   BIM_FAILPOINT("manager.job.done");
   // Ingests do I/O when they end: never under the lock.
   std::vector<std::shared_ptr<store::Ingest>> ended;
-  std::vector<std::pair<std::shared_ptr<store::Disk>, Desired>> documents;
+  std::vector<std::string> remember;  // disk uuids
   bool check_disks = false;
   Lock lock(mutex_);
   CountJob(job, -1);
@@ -271,9 +335,7 @@ void ManagerImpl::EndJob(Job& job, JobEnd end) {
     // Stopped, or the disk went away: what comes next is for who did that to
     // say. A record that was published all the same is found again.
     if (!lost && end.record) {
-      copy->judged = end.record->stamp;
-      copy->record = std::move(end.record);
-      copy->real_size = end.real_size;
+      TakeRecord(*copy, end);
       if (copy->state != CopyState::kReady) {
         SetState(*copy, CopyState::kReady, "");
       }
@@ -286,13 +348,12 @@ void ManagerImpl::EndJob(Job& job, JobEnd end) {
       if (!lost) copy->verify = VerifyState::kNever;
     }
   } else if (end.record) {
-    copy->judged = end.record->stamp;
-    copy->record = std::move(end.record);
-    copy->real_size = end.real_size;
+    TakeRecord(*copy, end);
     copy->found_file = false;
     copy->damaged = false;
     copy->permanent = false;
     copy->retry = {};
+    copy->unread = 0;
     copy->due.reset();
     if (copy->state != CopyState::kReady) {
       BIM_LOG_INFO("image {} ({}) on disk {}: ready ({}, {} bytes)",
@@ -303,25 +364,29 @@ void ManagerImpl::EndJob(Job& job, JobEnd end) {
     if (job.step == Step::kVerify) {
       EndVerify(*copy, job.disk_uuid, true, "", end.repaired_chunks);
     }
-    if (was_failed) documents.emplace_back(job.disk, DesiredOf(image, *copy));
+    if (was_failed) remember.push_back(job.disk_uuid);
   } else if (end.waits) {
     // Its bytes are kept for the next request.
     copy->partial = end.upload_offset > 0;
     copy->upload_offset = end.upload_offset;
     copy->upload_size = end.upload_size;
-    copy->due = system_clock::now() + options_.upload_expiry;
+    if (copy->partial) {
+      copy->expires = system_clock::now() + options_.upload_expiry;
+    }
+    copy->permanent = false;
+    copy->retry = {};
     SetState(*copy, CopyState::kPending, end.status.message());
+    if (was_failed) remember.push_back(job.disk_uuid);
   } else {
-    copy->partial = end.ingest && end.ingest->stored_bytes() > 0;
+    copy->partial = end.ingest && Resumable(*end.ingest);
     ApplyFailure(job, image, *copy, end);
     check_disks = end.failure == transfer::Failure::kDisk;
     if (copy->state == CopyState::kFailed && !copy->damaged) {
-      documents.emplace_back(job.disk, DesiredOf(image, *copy));
+      remember.push_back(job.disk_uuid);
       // A source that fails one disk fails them all, at the same time.
       if (job.step == Step::kDownload && !check_disks) {
         for (auto& [other_uuid, other] : image.copies) {
-          auto disk = UsableDisk(other_uuid);
-          if (other.state != CopyState::kPending || !disk ||
+          if (other.state != CopyState::kPending || !UsableDisk(other_uuid) ||
               other.running != Step::kNone || other.found_file) {
             continue;
           }
@@ -329,7 +394,7 @@ void ManagerImpl::EndJob(Job& job, JobEnd end) {
           other.permanent = copy->permanent;
           other.retry = copy->retry;
           other.due = copy->due;
-          documents.emplace_back(std::move(disk), DesiredOf(image, other));
+          remember.push_back(other_uuid);
         }
       }
     }
@@ -341,21 +406,13 @@ void ManagerImpl::EndJob(Job& job, JobEnd end) {
   }
   ended.push_back(std::move(end.ingest));
   end.ingest.reset();
-  if (image.removing) documents.clear();
   Touch(job.key, image);
   lock.unlock();
 
   // Still this copy's running job: a removal waits for it.
   job.ingest.reset();
   ended.clear();
-  for (const auto& [disk, desired] : documents) {
-    const Status put = disk->PutDesired(job.key, EncodeDesired(desired));
-    if (!put.ok()) {
-      BIM_LOG_WARN("disk {}: cannot remember the state of image {}: {}",
-                   disk->uuid(), job.key.name, put.message());
-    }
-  }
-  documents.clear();
+  for (const std::string& uuid : remember) Remember(job.key, uuid);
   // Whoever waits for this job may want the disk's lock to be free.
   job.disk.reset();
   job.source_disk.reset();
@@ -425,8 +482,17 @@ void ManagerImpl::ApplyFailure(const Job& job, ImageEntry& image,
   if (job.step == Step::kVerify) {
     // Not proven wrong: it could not be read, or changed meanwhile.
     EndVerify(copy, job.disk_uuid, false, message);
-    copy.due = now + kVerifyAgain;
-    SetState(copy, CopyState::kUnknown, message + "; trying again");
+    // What was proven wrong before stays what it is.
+    if (copy.damaged) return;
+    const auto delay = std::min<std::chrono::milliseconds>(
+        kVerifyAgain * (1 << std::min(copy.unread, 16u)),
+        std::max<std::chrono::milliseconds>(options_.backoff_max,
+                                            kVerifyAgain));
+    ++copy.unread;
+    copy.due = now + delay;
+    SetState(copy, CopyState::kUnknown,
+             fmt::format("{}; trying again in {:.0f} s", message,
+                         static_cast<double>(delay.count()) / 1000.0));
     return;
   }
   const transfer::RetryDecision decision = transfer::Decide(
@@ -468,8 +534,10 @@ void ManagerImpl::ArmRetryTimer() {
   std::optional<TimePoint> next;
   for (const auto& [key, image] : images_) {
     for (const auto& [disk, copy] : image.copies) {
-      if (!copy.due || copy.running != Step::kNone || copy.permanent) continue;
-      if (!next || *copy.due < *next) next = copy.due;
+      if (copy.running != Step::kNone || copy.permanent) continue;
+      for (const auto& time : {copy.due, copy.expires}) {
+        if (time && (!next || *time < *next)) next = time;
+      }
     }
   }
   if (!next || stopping_) return;
@@ -490,7 +558,9 @@ void ManagerImpl::ArmRetryTimer() {
         std::vector<ImageKey> due;
         for (const auto& [key, image] : images_) {
           for (const auto& [disk, copy] : image.copies) {
-            if (copy.due && *copy.due <= now && copy.running == Step::kNone) {
+            if (copy.running == Step::kNone &&
+                ((copy.due && *copy.due <= now) ||
+                 (copy.expires && *copy.expires <= now))) {
               due.push_back(key);
               break;
             }
@@ -533,7 +603,9 @@ void ManagerImpl::OnProgressTimer() {
       if (moved) Touch(key, image);
       changed = changed || moved;
     }
-    if (running_jobs_ > 0) ArmProgressTimer();
+    if (scanning_.all + transferring_.all + uploading_.all > 0) {
+      ArmProgressTimer();
+    }
   }
   if (changed) Notify();
 }

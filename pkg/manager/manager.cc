@@ -315,28 +315,20 @@ Manager::Ensured ManagerImpl::ChangePeers(Lock& lock, const ImageKey& key,
                                           ImageSpec spec) {
   ImageEntry& image = images_.at(key);
   image.spec = std::move(spec);
-  std::vector<std::pair<std::shared_ptr<store::Disk>, Desired>> documents;
+  std::vector<std::string> disks;
   for (auto& [disk_uuid, copy] : image.copies) {
     // The new ones may have what the old ones had not.
     if (copy.state == CopyState::kFailed && !copy.damaged) {
       copy.permanent = false;
       copy.due.reset();
     }
-    if (auto disk = UsableDisk(disk_uuid)) {
-      documents.emplace_back(std::move(disk), DesiredOf(image, copy));
-    }
+    disks.push_back(disk_uuid);
   }
   Touch(key, image);
   Reconcile(key);
   Ensured ensured{StatusOf(key, image), false};
   lock.unlock();
-  for (const auto& [disk, desired] : documents) {
-    const Status put = disk->PutDesired(key, EncodeDesired(desired));
-    if (!put.ok()) {
-      BIM_LOG_WARN("disk {}: cannot remember the peers of image {}: {}",
-                   disk->uuid(), key.name, put.message());
-    }
-  }
+  for (const std::string& disk_uuid : disks) Remember(key, disk_uuid);
   Notify();
   return ensured;
 }
@@ -514,6 +506,7 @@ Status ManagerImpl::Remove(std::string_view name, std::string_view uuid,
   std::vector<std::shared_ptr<store::Disk>> disks;
   std::vector<std::string> absent;
   std::vector<std::shared_ptr<store::Ingest>> ended;
+  std::shared_ptr<std::mutex> documents;
   {
     Lock lock(mutex_);
     if (stopping_) return base::UnavailableError("the daemon is stopping");
@@ -521,6 +514,7 @@ Status ManagerImpl::Remove(std::string_view name, std::string_view uuid,
     BIM_ASSIGN_OR_RETURN(auto it, Find(name, uuid));
     key = it->first;
     ImageEntry& image = it->second;
+    documents = image.documents;
     if (image.removing) {
       return base::UnavailableError(Shown(key) + " is being removed already");
     }
@@ -564,6 +558,9 @@ Status ManagerImpl::Remove(std::string_view name, std::string_view uuid,
     }
   }
   ended.clear();
+  // Who writes its records now is waited for; nobody else does from here on.
+  documents->lock();
+  documents->unlock();
   Status status;
   if (!absent.empty()) status = SaveDisks();
   // All or none as far as open files go: a copy that is in use stops it before
@@ -629,7 +626,7 @@ Result<uint64_t> ManagerImpl::StartVerify(std::string_view name,
       // One that is being read again anyway is as good.
       if (copy.state != CopyState::kReady &&
           !(copy.state == CopyState::kUnknown && entry->disk) &&
-          !(repair && copy.damaged)) {
+          !(repair && copy.damaged && entry->disk)) {
         return base::FailedPreconditionError(
             "the copy on disk " + entry->expected_uuid + " is " +
             std::string(CopyStateName(copy.state)) +
@@ -640,8 +637,8 @@ Result<uint64_t> ManagerImpl::StartVerify(std::string_view name,
     if (disks.empty()) {
       for (const auto& [disk_uuid, copy] : image.copies) {
         if (copy.state == CopyState::kReady ||
-            (copy.state == CopyState::kUnknown && UsableDisk(disk_uuid)) ||
-            (repair && copy.damaged)) {
+            ((copy.state == CopyState::kUnknown || (repair && copy.damaged)) &&
+             UsableDisk(disk_uuid))) {
           chosen.insert(disk_uuid);
         }
       }
@@ -660,6 +657,8 @@ Result<uint64_t> ManagerImpl::StartVerify(std::string_view name,
       CopyEntry& copy = image.copies.at(disk_uuid);
       task.total_bytes += copy.record ? copy.record->stamp.size : 0;
       copy.verify_tasks.push_back(id);
+      // Asked for: now.
+      if (copy.state == CopyState::kUnknown) copy.due.reset();
     }
     Reconcile(key);
     while (verify_tasks_.size() > kKeptVerifyTasks &&

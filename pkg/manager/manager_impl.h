@@ -47,9 +47,11 @@ struct CopyEntry {
   bool permanent = false;
   transfer::RetryState retry;
   std::optional<TimePoint> due;
+  uint32_t unread = 0;  // readings that failed, one after the other
 
   Step running = Step::kNone;
   uint64_t job = 0;
+  std::string source_disk;  // of a running kCopy: the uuid
   std::stop_source stop;
 
   // Kept between quick tries of a download, so that they need not read again
@@ -60,7 +62,8 @@ struct CopyEntry {
   // Of an upload that waits for its next request.
   uint64_t upload_offset = 0;
   std::optional<uint64_t> upload_size;
-  bool dropping = false;  // its bytes are being deleted
+  std::optional<TimePoint> expires;  // what came of it, when nobody goes on
+  bool dropping = false;             // its bytes are being deleted
   // Of a scan or verification, in bytes.
   std::shared_ptr<std::atomic<uint64_t>> scanned;
   uint64_t shown_bytes = 0;  // of the last progress event
@@ -81,6 +84,8 @@ struct ImageEntry {
   bool removing = false;
   bool ensuring = false;  // being written to the disks for the first time
   std::shared_ptr<exec::Turns> turns;  // of its readers; made when first read
+  // Held while its desired records are written. Before the manager's mutex.
+  std::shared_ptr<std::mutex> documents = std::make_shared<std::mutex>();
 };
 
 struct DiskEntry {
@@ -158,6 +163,7 @@ class ManagerImpl : public Manager {
     std::shared_ptr<store::Disk> disk;
     std::shared_ptr<store::Disk> source_disk;  // of kCopy
     std::shared_ptr<store::Ingest> ingest;     // of a further quick try
+    std::shared_ptr<store::Ingest> retired;    // to be ended first
     std::shared_ptr<std::atomic<uint64_t>> scanned;
     std::shared_ptr<transfer::Progress> progress;
     bool repair = false;  // of kVerify
@@ -193,8 +199,9 @@ class ManagerImpl : public Manager {
   void CheckDisks(bool probe);
   void CheckFiles(const std::string& disk_uuid,
                   const std::shared_ptr<store::Disk>& disk);
-  // Claims and loads a disk that cannot be used yet.
-  void TryDisk(const std::string& path);
+  // Claims and loads a disk that cannot be used yet. False: somebody else is at
+  // it.
+  bool TryDisk(const std::string& path);
   void LoadDisk(const std::shared_ptr<store::Disk>& disk);
   // What is wanted on a disk; any unreadable record is a failure.
   static base::Result<std::vector<Desired>> ReadWanted(const io::Dir& root);
@@ -224,7 +231,7 @@ class ManagerImpl : public Manager {
   void CountJob(const Job& job, int change);  // locked
   // --- work.cc
   void RunJob(Job job);
-  JobEnd Download(const Job& job);
+  JobEnd Download(Job& job);
   // Judges what lies there before bytes come: the end, when that settles it.
   std::optional<JobEnd> Prepare(const Job& job);
   JobEnd OpenIngest(const Job& job, store::IngestOptions options);
@@ -242,11 +249,15 @@ class ManagerImpl : public Manager {
   JobEnd CopyFromDisk(const Job& job);
   JobEnd ScanFile(const Job& job);
   JobEnd VerifyFile(const Job& job);
+  // A restart shall not believe the file again.
+  static void RecordDamage(const Job& job);
   base::Result<store::ImageRecord> ScanOf(const Job& job);
   static JobEnd EndPull(const Job& job, JobEnd end,
                         transfer::PullResult pulled);
   // --- jobs.cc
   void EndJob(Job& job, JobEnd end);
+  // The copy is ready, as the job found it. Locked.
+  static void TakeRecord(CopyEntry& copy, JobEnd& end);
   void ApplyFailure(const Job& job, ImageEntry& image, CopyEntry& copy,
                     JobEnd& end);
   // The copy that this job runs for; null when it went away. Locked.
@@ -260,8 +271,9 @@ class ManagerImpl : public Manager {
   void OnProgressTimer();
   // Cancels a copy's job. Locked.
   void Cancel(CopyEntry& copy);
-  // Lets go of a copy's ingest on another thread: its end does I/O. Locked.
-  void Retire(CopyEntry& copy);
+  // Cancels the work on copies of a disk, and that which reads from it, and
+  // lets go of their ingests on another thread: their end does I/O. Locked.
+  void StopUsing(const std::string& disk_uuid);
   // Waits until no job runs for the copies `of` selects. False: after 60 s one
   // still did.
   bool AwaitJobs(
@@ -270,6 +282,9 @@ class ManagerImpl : public Manager {
   store::IngestOptions IngestOptionsOf(const Job& job,
                                        const std::string& origin) const;
   Desired DesiredOf(const ImageEntry& image, const CopyEntry& copy) const;
+  // Writes what is wanted of a copy, and what became of it, to its disk. Takes
+  // the lock.
+  void Remember(const ImageKey& key, const std::string& disk_uuid);
   // Somebody asked for a repair of this copy. Locked.
   bool RepairAsked(const CopyEntry& copy) const;
   void EndVerify(CopyEntry& copy, const std::string& disk_uuid, bool ok,
@@ -333,10 +348,15 @@ class ManagerImpl : public Manager {
   uint64_t disk_checks_ = 0;
   uint64_t next_job_ = 1;
   uint64_t revision_ = 0;
-  size_t running_jobs_ = 0;
-  size_t running_scans_ = 0;                       // of those
-  std::map<std::string, size_t> running_on_disk_;  // transfers, by disk uuid
-  std::deque<ImageKey> waiting_;                   // for a free thread
+  // Running jobs: readings, transfers, and what others bring.
+  struct Running {
+    size_t all = 0;
+    std::map<std::string, size_t> on_disk;  // by its uuid
+  };
+  Running scanning_;
+  Running transferring_;
+  Running uploading_;
+  std::deque<ImageKey> waiting_;  // for a free thread
   std::map<ImageKey, ImageEntry> images_;
   std::map<uint64_t, ImageKey> by_revision_;
   std::map<uint64_t, ImageKey> removed_;  // the latest removals

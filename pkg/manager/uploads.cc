@@ -67,34 +67,30 @@ class ManagerImpl::UploadJob {
     if (ended_) return base::CancelledError("the upload was stopped");
     complete = complete || (size_ && offset_ == *size_);
     if (!complete) {
-      // What is acknowledged is in the file.
-      if (Status settled = job_.ingest->Settle(); !settled.ok()) {
-        Fail(settled);
-        return settled;
-      }
-      Suspend();
+      BIM_RETURN_IF_ERROR(Suspend());
       return UploadStatus{offset_, size_, false};
     }
     if (size_ && offset_ < *size_) {
       const Status early = base::InvalidArgumentError(
           "the upload ended early: " + std::to_string(offset_) + " of " +
           std::to_string(*size_) + " bytes came");
-      Suspend();
+      (void)Suspend();
       return early;
     }
     Status status = receiver_->Finish();
-    receiver_.reset();
-    JobEnd end;
-    if (status.ok()) {
-      BIM_FAILPOINT("manager.upload.received");
-      auto record = job_.ingest->Commit(job_.stop);
-      status = record.status();
-      if (record.ok()) end.record = *std::move(record);
-    }
     if (!status.ok()) {
       Fail(status);
       return status;
     }
+    receiver_.reset();
+    JobEnd end;
+    BIM_FAILPOINT("manager.upload.received");
+    auto record = job_.ingest->Commit(job_.stop);
+    if (!record.ok()) {
+      Fail(record.status());
+      return record.status();
+    }
+    end.record = *std::move(record);
     // The file's size, which an encoded upload's is not.
     const uint64_t size = end.record->stamp.size;
     job_.ingest.reset();
@@ -105,15 +101,20 @@ class ManagerImpl::UploadJob {
   // The request broke off, or the work was cancelled: what came is kept.
   void Leave() {
     std::lock_guard lock(mutex_);
-    if (!ended_) Suspend();
+    if (!ended_) (void)Suspend();
   }
 
   std::stop_token stop() const { return job_.stop; }
 
  private:
   // All locked.
-  void Suspend() {
+  // Waits for the next request. What is acknowledged then is in the file.
+  Status Suspend() {
     receiver_.reset();
+    if (Status rested = job_.ingest->Rest(); !rested.ok()) {
+      Fail(rested);
+      return rested;
+    }
     JobEnd end;
     end.waits = true;
     end.ingest = job_.ingest;
@@ -137,10 +138,11 @@ class ManagerImpl::UploadJob {
               : kWaiting);
     }
     End(std::move(end));
+    return base::OkStatus();
   }
 
   void Fail(const Status& status) {
-    const bool wrong = receiver_ == nullptr || receiver_->refused();
+    const bool wrong = receiver_ && receiver_->refused();
     receiver_.reset();
     JobEnd end;
     end.status = status;
@@ -202,7 +204,7 @@ class ManagerImpl::UploadImpl : public Upload {
 void ManagerImpl::AwaitUpload(const ImageKey& key, ImageEntry& image,
                               const std::string& disk_uuid, CopyEntry& copy,
                               TimePoint now) {
-  if (copy.due && *copy.due <= now && copy.partial) {
+  if (copy.partial && copy.expires && *copy.expires <= now) {
     BIM_LOG_WARN(
         "image {} ({}) on disk {}: its upload was abandoned; what came is "
         "dropped",
@@ -225,9 +227,13 @@ void ManagerImpl::AwaitUpload(const ImageKey& key, ImageEntry& image,
     });
     return;
   }
-  const bool had_due = copy.due.has_value();
   copy.due.reset();
-  if (copy.partial) copy.due = now + options_.upload_expiry;
+  if (!copy.partial) {
+    copy.expires.reset();
+  } else if (!copy.expires) {
+    copy.expires = now + options_.upload_expiry;
+    ArmRetryTimer();
+  }
   if (copy.state == CopyState::kPending && !copy.message.empty() &&
       copy.message.starts_with(kWaiting)) {
     return;
@@ -235,7 +241,6 @@ void ManagerImpl::AwaitUpload(const ImageKey& key, ImageEntry& image,
   SetState(copy, CopyState::kPending,
            copy.partial ? kWaitingForRest : kWaiting);
   Touch(key, image);
-  if (had_due || copy.due) ArmRetryTimer();
 }
 
 Result<ManagerImpl::Job> ManagerImpl::BeginUploadJob(Lock& lock,
@@ -269,12 +274,23 @@ Result<ManagerImpl::Job> ManagerImpl::BeginUploadJob(Lock& lock,
                                     "' is being worked on; try again");
     }
     if (!UsableDisk(disk_uuid) || copy.damaged) continue;
+    if (copy.state == CopyState::kUnknown) {
+      return base::UnavailableError("a file of the image '" + it->first.name +
+                                    "' on disk " + disk_uuid +
+                                    " is being verified; try again");
+    }
     if (chosen.empty() || (copy.partial && !image.copies.at(chosen).partial)) {
       chosen = disk_uuid;
     }
   }
   if (chosen.empty()) {
     return base::UnavailableError("no disk can take the upload now");
+  }
+  if (!HasSlot(Step::kUpload, chosen)) {
+    return base::UnavailableError(
+        std::to_string(uploading_.all) +
+        " uploads run already (transfers.max, transfers.max_per_disk); try "
+        "again later");
   }
   return BeginJob(it->first, image, chosen, image.copies.at(chosen),
                   Step::kUpload);
@@ -354,6 +370,7 @@ Result<UploadStatus> ManagerImpl::GetUpload(std::string_view name,
     status.offset = job.ingest->position();
     status.size = job.ingest->total_bytes();
   }
+  (void)job.ingest->Rest();  // a failure is found by who goes on
   JobEnd end;
   end.waits = true;
   end.upload_offset = status.offset;
@@ -394,6 +411,7 @@ Result<std::unique_ptr<Upload>> ManagerImpl::BeginUpload(
         " bytes, as announced before, found " + std::to_string(*size));
   }
   if (!wrong.ok()) {
+    (void)ingest.Rest();
     JobEnd end;
     end.waits = true;
     end.upload_offset = expected;

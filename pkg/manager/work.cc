@@ -77,6 +77,8 @@ std::string DamagedChunks(const store::Disk& disk,
 
 void ManagerImpl::RunJob(Job job) {
   JobEnd end;
+  // What an earlier job left is at rest before this one touches the files.
+  job.retired.reset();
   if (job.stop.stop_requested()) {
     end.status = base::CancelledError("stopped");
     end.failure = transfer::Failure::kCancelled;
@@ -183,9 +185,10 @@ ManagerImpl::JobEnd ManagerImpl::OpenIngest(const Job& job,
   return end;
 }
 
-ManagerImpl::JobEnd ManagerImpl::Download(const Job& job) {
+ManagerImpl::JobEnd ManagerImpl::Download(Job& job) {
   JobEnd end;
-  end.ingest = job.ingest;
+  // The one owner: there is never a second ingest for the same file.
+  end.ingest = std::move(job.ingest);
   if (!end.ingest) {
     // What was wanted here before this process knew may be done already.
     if (auto settled = Prepare(job)) return *std::move(settled);
@@ -229,7 +232,10 @@ ManagerImpl::JobEnd ManagerImpl::Download(const Job& job) {
 }
 
 ManagerImpl::JobEnd ManagerImpl::DownloadFromUrl(const Job& job, JobEnd end) {
-  if (end.ingest && end.ingest->reference()) end.ingest.reset();
+  if (end.ingest && end.ingest->reference()) {
+    ShowIngest(job, nullptr);
+    end.ingest.reset();
+  }
   if (!end.ingest) {
     end = OpenIngest(job, IngestOptionsOf(job, "download"));
     if (!end.ingest) return end;
@@ -381,7 +387,7 @@ bool ManagerImpl::DownloadFromPeers(const Job& job, JobEnd& end) {
 transfer::NextLocalImage ManagerImpl::LocalImages(
     const Job& job, const store::ImageRecord& wanted, bool repair) {
   struct Candidate {
-    std::shared_ptr<store::Disk> disk;
+    std::weak_ptr<store::Disk> disk;  // it may be taken away meanwhile
     ImageKey key;
     store::FileStamp stamp;
     int rank = 0;
@@ -407,8 +413,7 @@ transfer::NextLocalImage ManagerImpl::LocalImages(
                           : key.name == job.key.name ? 2
                                                      : 4) +
                          (disk->device() == job.disk->device() ? 0 : 1);
-        candidates->push_back(
-            {std::move(disk), key, copy.record->stamp, rank, any_state});
+        candidates->push_back({disk, key, copy.record->stamp, rank, any_state});
       }
     }
   }
@@ -420,7 +425,9 @@ transfer::NextLocalImage ManagerImpl::LocalImages(
   return [candidates, next]() -> std::optional<transfer::LocalImage> {
     while (*next < candidates->size()) {
       const Candidate& candidate = (*candidates)[(*next)++];
-      const io::Dir& root = candidate.disk->root();
+      const auto disk = candidate.disk.lock();
+      if (!disk) continue;
+      const io::Dir& root = disk->root();
       auto file =
           root.OpenFile(store::DataFile(candidate.key), O_RDONLY | O_NONBLOCK);
       if (!file.ok()) continue;
@@ -509,11 +516,11 @@ Result<store::ImageRecord> ManagerImpl::ScanOf(const Job& job) {
       job.spec.sha256 || (job.record && job.record->sha256);
   uint64_t paid = 0;
   return store::Scan(*job.disk, job.key, want_sha256, job.stop,
-                     [&](uint64_t done) {
+                     [&](uint64_t done, uint64_t read) {
                        if (job.scanned) job.scanned->store(done);
                        // Ends early when stopped; the scan then sees it, too.
-                       (void)scan_rate_.Wait(done - paid, job.stop);
-                       paid = done;
+                       (void)scan_rate_.Wait(read - paid, job.stop);
+                       paid = read;
                      });
 }
 
@@ -591,6 +598,7 @@ ManagerImpl::JobEnd ManagerImpl::VerifyFile(const Job& job) {
   JobEnd end;
   auto scanned = ScanOf(job);
   std::string damage;
+  bool proven = true;
   if (scanned.ok()) {
     const std::string difference = Difference(job.spec, job.record, *scanned);
     if (difference.empty()) {
@@ -627,7 +635,10 @@ ManagerImpl::JobEnd ManagerImpl::VerifyFile(const Job& job) {
         break;
       default:
         end.failure = transfer::Failure::kDisk;
-        return end;
+        // What cannot be read can be replaced all the same.
+        if (!job.repair || end.status.code() != Code::kUnavailable) return end;
+        damage = end.status.message();
+        proven = false;
     }
   }
   if (job.repair) {
@@ -636,18 +647,41 @@ ManagerImpl::JobEnd ManagerImpl::VerifyFile(const Job& job) {
       return repaired;
     }
     damage += "; it cannot be repaired: " + repaired.status.message();
+    if (!proven) {
+      end.status = base::Status(end.status.code(), damage);
+      return end;
+    }
   }
   end.damaged = true;
   end.failure = transfer::Failure::kPermanent;
   end.status = base::DataLossError(damage).WithContext(
       job.disk->path() + "/" + store::DataFile(job.key));
-  if (!end.judged) {
-    if (const auto st = job.disk->root().Stat(store::DataFile(job.key));
-        st.ok()) {
-      end.judged = store::StampOf(*st);
-    }
+  if (const auto st = job.disk->root().Stat(store::DataFile(job.key));
+      st.ok()) {
+    // The attempt to repair it gave it another name, which changes ctime.
+    store::FileStamp now = store::StampOf(*st);
+    if (end.judged && job.repair) end.judged->ctime_ns = now.ctime_ns;
+    if (!end.judged || store::Matches(*end.judged, now)) end.judged = now;
   }
+  RecordDamage(job);
   return end;
+}
+
+void ManagerImpl::RecordDamage(const Job& job) {
+  auto record = store::ReadRecord(job.disk->root(), job.key, true);
+  if (!record.ok()) {
+    if (!job.record) return;
+    record = *job.record;
+  }
+  // No file has it: nobody takes this one for proven again, whoever looks.
+  record->stamp.inode = 0;
+  const Status written = job.disk->root().ReplaceFile(
+      store::RecordFile(job.key), store::EncodeRecord(*record));
+  if (!written.ok()) {
+    BIM_LOG_WARN(
+        "image {} ({}) on disk {}: cannot record that it is damaged: {}",
+        job.key.name, job.key.uuid, job.disk_uuid, written.message());
+  }
 }
 
 ManagerImpl::JobEnd ManagerImpl::Repair(const Job& job) {

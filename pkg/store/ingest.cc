@@ -132,6 +132,11 @@ class IngestImpl : public Ingest {
     if (front_) BIM_RETURN_IF_ERROR(front_->Flush({}));
     return pipeline_.AwaitWritten();
   }
+  Status Rest() override {
+    if (!begun_) return base::OkStatus();
+    if (front_) BIM_RETURN_IF_ERROR(front_->Flush({}));
+    return pipeline_.Rest();
+  }
   Status Append(std::span<const std::byte> data, std::stop_token stop) override;
   Status AppendZeros(uint64_t count, std::stop_token stop) override;
   uint64_t position() override;
@@ -160,6 +165,9 @@ class IngestImpl : public Ingest {
   Status RestoreChunks(std::string& journal, std::stop_token stop);
   Result<Chunk> ReadChunk(uint64_t begin, uint64_t end);
   Status OpenJournal(const std::string& text);
+  // Deletes the temp file and what is recorded of it, unless another ingest
+  // has begun there since.
+  Status RemoveOwn();
   Status SetFinalSize();
   Status CheckDigests(const ImageRecord& record) const;
   uint64_t Limit() const {
@@ -424,6 +432,7 @@ Status WriterImpl::Flush(std::stop_token stop) {
 std::unique_ptr<IngestWriter> IngestImpl::Write(uint64_t begin, uint64_t end) {
   auto writer =
       std::make_unique<WriterImpl>(*this, begin, std::min(end, Limit()));
+  pipeline_.Wake();
   pipeline_.AddWriter(1);
   std::lock_guard lock(mutex_);
   ++writers_;
@@ -478,6 +487,7 @@ Status IngestImpl::GiveFront(
     uint64_t count,
     const std::function<Status(IngestWriter&, uint64_t, uint64_t)>& give) {
   BIM_CHECK(begun_);
+  pipeline_.Wake();
   front_at_ = position();
   BIM_RETURN_IF_ERROR(CheckRoom(*front_at_, Limit(), count));
   for (uint64_t done = 0; done < count;) {
@@ -558,20 +568,21 @@ Status IngestImpl::CloneChunk(uint32_t index, int source,
   }
   BIM_FAILPOINT_ERROR("store.ingest.chunk_cloned");
   // The clone cannot change any more: what is read here is what is kept.
-  BIM_ASSIGN_OR_RETURN(const Chunk chunk, ReadChunk(begin, end));
-  if (options_.reference->chunks[index] != chunk) {
+  const auto chunk = ReadChunk(begin, end);
+  if (!chunk.ok() || options_.reference->chunks[index] != *chunk) {
     std::lock_guard lock(mutex_);
     dirty_.emplace(index, 0);
-    return base::DataLossError("chunk " + std::to_string(index) +
-                               " of the file that was cloned differs from its "
-                               "manifest");
+    return base::DataLossError(
+        "chunk " + std::to_string(index) + " of the file that was cloned " +
+        (chunk.ok() ? "differs from its manifest"
+                    : "cannot be read: " + chunk.status().message()));
   }
   if (dirty) {
     std::lock_guard lock(mutex_);
     pipeline_.Forget(dirty_[index]);
     dirty_.erase(index);
   }
-  return pipeline_.Have(index, chunk, begin, end, true);
+  return pipeline_.Have(index, *chunk, begin, end, true);
 }
 
 // ------------------------------------------------- beginning, restoring
@@ -708,6 +719,13 @@ Status IngestImpl::DoRestore(std::stop_token stop) {
   OpenDirect();
   StartOver(partial_.header.chunk_size, partial_.header.size);
   begun_ = true;
+  // What is read again is what the disk has: a write that failed behind an
+  // earlier process left the page cache with bytes that never reached it.
+  if (::fdatasync(temp_.get()) != 0) {
+    return base::ErrnoError(errno, "cannot sync " + TempPath());
+  }
+  (void)::posix_fadvise(temp_.get(), 0, 0, POSIX_FADV_DONTNEED);
+  BIM_FAILPOINT("store.restore.dropped");
   JournalHeader header = partial_.header;
   // With a reference the content is what that says, whatever it was before.
   if (reference) header.validator = "sha512:" + reference->sha512.Hex();
@@ -828,6 +846,7 @@ Status IngestImpl::CheckDigests(const ImageRecord& record) const {
 
 Result<ImageRecord> IngestImpl::Commit(std::stop_token stop) {
   BIM_CHECK(begun_);
+  pipeline_.Wake();
   if (size_) {
     if (front_) BIM_RETURN_IF_ERROR(front_->Flush(stop));
     front_.reset();
@@ -854,6 +873,8 @@ Result<ImageRecord> IngestImpl::Commit(std::stop_token stop) {
   // No stage, and no journal entry, may come between the seal and the rename.
   pipeline_.EndSync();
   pipeline_.Stop();
+  // A sync that ran until now may have failed.
+  BIM_RETURN_IF_ERROR(pipeline_.failure());
 
   ImageRecord record;
   record.key = key_;
@@ -897,7 +918,7 @@ void IngestImpl::Suspend() {
   pipeline_.Stop();
   if (!journal_) {
     // Nothing can continue it.
-    (void)RemovePartial(*disk_, key_);
+    (void)RemoveOwn();
     return;
   }
   if (failed) return;
@@ -913,12 +934,23 @@ Status IngestImpl::Discard() {
   BIM_CHECK(writers_ == 0);
   pipeline_.Stop();
   begun_ = false;
+  Status removed = RemoveOwn();
   temp_.Reset();
   direct_.Reset();
   journal_.Reset();
   partial_ = Journal();
   tails_.clear();
   dirty_.clear();
+  return removed;
+}
+
+Status IngestImpl::RemoveOwn() {
+  const auto there = disk_->root().Stat(TempFile(key_));
+  struct stat own = {};
+  if (temp_ && there.ok() && ::fstat(temp_.get(), &own) == 0 &&
+      (there->st_ino != own.st_ino || there->st_dev != own.st_dev)) {
+    return base::OkStatus();
+  }
   return RemovePartial(*disk_, key_);
 }
 

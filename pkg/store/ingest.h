@@ -120,6 +120,8 @@ class Ingest {
   // Waits until everything that was given is in the file; the failure of the
   // disk, if it failed. No writer may be at work, but that of Append.
   virtual base::Status Settle() = 0;
+  // The same; then gives back threads and memory until more bytes come.
+  virtual base::Status Rest() = 0;
   // The failure so far. From any thread.
   virtual base::Status failure() const = 0;
 

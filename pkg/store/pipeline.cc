@@ -61,13 +61,18 @@ void Pipeline::Start(io::SparseFile file, int journal_fd, uint64_t chunk_size,
     pushed_ = written_ = 0;
     max_blocks_ = kBaseBlocks + static_cast<size_t>(writers_);
     unsynced_bytes_ = 0;
-    sync_running_ = sync_ended_ = stopping_ = false;
+    sync_running_ = sync_ended_ = stopping_ = resting_ = false;
     failure_ = base::OkStatus();
   }
   if (options_.sha512) {
     sha512_.emplace(DigestAlgorithm::kSha512);
     if (options_.sha256) sha256_.emplace(DigestAlgorithm::kSha256);
   }
+  std::lock_guard lock(mutex_);
+  StartThreads();
+}
+
+void Pipeline::StartThreads() {
   const auto start = [this](const char* name, void (Pipeline::*run)()) {
     threads_.emplace_back([this, name, run] {
       pthread_setname_np(pthread_self(), name);
@@ -87,9 +92,34 @@ void Pipeline::Stop() {
     stopping_ = true;
     changed_.notify_all();
   }
+  JoinThreads();
+}
+
+void Pipeline::JoinThreads() {
   for (std::thread& thread : threads_) thread.join();
   threads_.clear();
   read_back_.reset();
+}
+
+Status Pipeline::Rest() {
+  BIM_RETURN_IF_ERROR(AwaitWritten());
+  {
+    std::lock_guard lock(mutex_);
+    if (resting_ || stopping_) return failure_;
+    resting_ = true;
+    changed_.notify_all();
+  }
+  JoinThreads();
+  std::lock_guard lock(mutex_);
+  free_blocks_.clear();
+  return failure_;
+}
+
+void Pipeline::Wake() {
+  std::lock_guard lock(mutex_);
+  if (!resting_ || stopping_) return;
+  resting_ = false;
+  StartThreads();
 }
 
 void Pipeline::Fail(Status status) {
@@ -174,7 +204,7 @@ Status Pipeline::Push(Item item, std::stop_token stop) {
 void Pipeline::RunWrite() {
   std::unique_lock lock(mutex_);
   while (true) {
-    changed_.wait(lock, [&] { return stopping_ || !to_write_.empty(); });
+    changed_.wait(lock, [&] { return Leaving() || !to_write_.empty(); });
     if (to_write_.empty()) return;
     Queued queued = std::move(to_write_.front());
     to_write_.pop_front();
@@ -304,7 +334,7 @@ void Pipeline::RunHash() {
       return !ahead_.empty() && ahead_.begin()->first == hash_next_;
     };
     changed_.wait(lock,
-                  [&] { return stopping_ || !to_hash_.empty() || is_ahead(); });
+                  [&] { return Leaving() || !to_hash_.empty() || is_ahead(); });
     Status status;
     if (!to_hash_.empty()) {
       Item item = std::move(to_hash_.front());
@@ -315,10 +345,10 @@ void Pipeline::RunHash() {
       lock.lock();
       hashed_ += item.length;
       Release(std::move(item.block));
-    } else if (stopping_ || !failure_.ok()) {
-      if (stopping_) return;
+    } else if (Leaving() || !failure_.ok()) {
+      if (Leaving()) return;
       // Nothing to do until it is stopped or started over.
-      changed_.wait(lock, [&] { return stopping_ || !to_hash_.empty(); });
+      changed_.wait(lock, [&] { return Leaving() || !to_hash_.empty(); });
       continue;
     } else {
       const auto first = ahead_.begin();
@@ -386,10 +416,10 @@ void Pipeline::RunSync() {
   while (true) {
     // Woken by bytes, or after a while for the last few.
     changed_.wait_for(lock, kSyncInterval, [&] {
-      return stopping_ || sync_ended_ ||
+      return Leaving() || sync_ended_ ||
              (failure_.ok() && unsynced_bytes_ >= kSyncBytes);
     });
-    if (stopping_ || sync_ended_) return;
+    if (Leaving() || sync_ended_) return;
     if (unsynced_bytes_ == 0 || !failure_.ok()) continue;
     unsynced_bytes_ = 0;
     sync_running_ = true;

@@ -101,7 +101,10 @@ class Pipeline {
   void SetJournal(int journal_fd);
   // Ends the threads; what is queued is still done, unless it failed.
   void Stop();
-  bool running() const { return !threads_.empty(); }
+  // Waits as AwaitWritten does, and ends the threads until Wake(). No writer
+  // may be at work.
+  base::Status Rest();
+  void Wake();
 
   // A block to fill. Waits for a free one. CANCELLED when stopped; the failure
   // of a stage, if one failed.
@@ -140,6 +143,10 @@ class Pipeline {
   std::optional<base::Digest> FinishSha256();
 
  private:
+  void StartThreads();  // locked
+  void JoinThreads();
+  // The threads are to end, now or when nothing is queued. Locked.
+  bool Leaving() const { return stopping_ || resting_; }
   void RunWrite();
   void RunHash();
   void RunSync();
@@ -188,6 +195,7 @@ class Pipeline {
   bool sync_running_ = false;
   bool sync_ended_ = false;
   bool stopping_ = false;
+  bool resting_ = false;
   base::Status failure_;
   std::vector<std::thread> threads_;
 };

@@ -273,7 +273,7 @@ Result<Found> Inspect(const Disk& disk, const ImageKey& key, mode_t file_mode,
 
 Result<ImageRecord> Scan(const Disk& disk, const ImageKey& key,
                          bool want_sha256, std::stop_token stop,
-                         const std::function<void(uint64_t)>& progress) {
+                         const ScanProgress& progress) {
   BIM_ASSIGN_OR_RETURN(
       UniqueFd fd, disk.root().OpenFile(DataFile(key), O_RDONLY | O_NONBLOCK));
   BIM_ASSIGN_OR_RETURN(struct stat before, StatFd(fd.get()));
@@ -294,6 +294,7 @@ Result<ImageRecord> Scan(const Disk& disk, const ImageKey& key,
   std::vector<std::byte> buffer(
       static_cast<size_t>(std::min<uint64_t>(record.chunk_size, 1 << 20)));
   io::Extent data;
+  uint64_t read = 0;
   for (size_t i = 0; i < record.chunks.size(); ++i) {
     const uint64_t begin = i * record.chunk_size;
     const uint64_t end = std::min(size, begin + record.chunk_size);
@@ -310,6 +311,7 @@ Result<ImageRecord> Scan(const Disk& disk, const ImageKey& key,
       for (uint64_t at = begin; at < end;) {
         const size_t want =
             static_cast<size_t>(std::min<uint64_t>(buffer.size(), end - at));
+        BIM_FAILPOINT_ERROR("store.scan.read");
         BIM_ASSIGN_OR_RETURN(size_t count,
                              io::PreadFull(fd.get(), buffer.data(), want, at,
                                            disk.path() + "/" + DataFile(key)));
@@ -324,6 +326,7 @@ Result<ImageRecord> Scan(const Disk& disk, const ImageKey& key,
         if (sha256) sha256->Update(piece);
         digest.Update(piece);
         at += count;
+        read += count;
         if (stop.stop_requested()) return base::CancelledError("stopped");
       }
       if (!chunk.zero) {
@@ -333,7 +336,7 @@ Result<ImageRecord> Scan(const Disk& disk, const ImageKey& key,
       }
     }
     if (stop.stop_requested()) return base::CancelledError("stopped");
-    if (progress) progress(end);
+    if (progress) progress(end, read);
   }
   BIM_ASSIGN_OR_RETURN(struct stat after, disk.root().Stat(DataFile(key)));
   if (!(StampOf(after) == record.stamp)) {

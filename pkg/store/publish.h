@@ -52,12 +52,16 @@ base::Result<Found> Inspect(const Disk& disk, const ImageKey& key,
                             mode_t file_mode,
                             const std::string& expected_checksum);
 
+// How far a scan is, in bytes of the file, and how many of them were read:
+// holes are not.
+using ScanProgress = std::function<void(uint64_t done, uint64_t read)>;
+
 // Reads the ready file of `key` once: digests, chunks and format as they are
-// now. ABORTED when the file changed meanwhile. `progress` is called with the
-// bytes read so far. DATA_LOSS / FAILED_PRECONDITION: no sound image.
+// now. ABORTED when the file changed meanwhile. `progress` (may be null) is
+// called after each chunk. DATA_LOSS / FAILED_PRECONDITION: no sound image.
 base::Result<ImageRecord> Scan(const Disk& disk, const ImageKey& key,
                                bool want_sha256, std::stop_token stop,
-                               const std::function<void(uint64_t)>& progress);
+                               const ScanProgress& progress);
 
 // FAILED_PRECONDITION while a process has the ready file open; see RemoveImage.
 base::Status CheckUnused(const Disk& disk, const ImageKey& key);

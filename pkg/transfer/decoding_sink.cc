@@ -68,9 +68,21 @@ Status DecodingSink::Decide() {
 
 Status DecodingSink::Pass(std::span<const std::byte> data) {
   if (!decoder_) return next_.OnData(data);
-  return decoder_->Feed(data, [this](std::span<const std::byte> decoded) {
-    return next_.OnData(decoded);
+  return Decode([&](const compress::Decoder::Output& sink) {
+    return decoder_->Feed(data, sink);
   });
+}
+
+Status DecodingSink::Decode(
+    const std::function<Status(const compress::Decoder::Output&)>& decode) {
+  bool next_failed = false;
+  Status status = decode([&](std::span<const std::byte> decoded) {
+    Status given = next_.OnData(decoded);
+    next_failed = !given.ok();
+    return given;
+  });
+  refused_ = refused_ || (!status.ok() && !next_failed);
+  return status;
 }
 
 Status DecodingSink::OnData(std::span<const std::byte> data) {
@@ -105,8 +117,8 @@ Status DecodingSink::OnZeros(uint64_t count) {
 Status DecodingSink::Finish() {
   if (deciding_) BIM_RETURN_IF_ERROR(Decide());
   if (!decoder_) return base::OkStatus();
-  return decoder_->Finish([this](std::span<const std::byte> decoded) {
-    return next_.OnData(decoded);
+  return Decode([&](const compress::Decoder::Output& sink) {
+    return decoder_->Finish(sink);
   });
 }
 

@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <vector>
@@ -29,12 +30,18 @@ class DecodingSink : public SourceSink {
   // The source yielded all it has.
   base::Status Finish();
   bool decoding() const { return decoder_ != nullptr; }
+  // What is encoded is broken, or too much: not the next one's failure.
+  bool refused() const { return refused_; }
 
  private:
   base::Status BeginDecoding(compress::Encoding encoding);
   // The first bytes are there, or there are no more: which is it?
   base::Status Decide();
   base::Status Pass(std::span<const std::byte> data);
+  // Calls `decode` with a sink, and tells whose failure it was.
+  base::Status Decode(
+      const std::function<base::Status(const compress::Decoder::Output&)>&
+          decode);
 
   const By by_;
   SourceSink& next_;
@@ -42,6 +49,7 @@ class DecodingSink : public SourceSink {
   Progress* const progress_;
   SourceHead head_;
   bool deciding_ = false;
+  bool refused_ = false;
   std::vector<std::byte> pending_;
   std::unique_ptr<compress::Decoder> decoder_;
 };

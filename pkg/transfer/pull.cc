@@ -500,7 +500,7 @@ class ReceiverImpl : public Receiver {
     return base::OkStatus();
   }
   bool refused() const override {
-    return first_.refused() || by_magic_.decoding();
+    return first_.refused() || by_magic_.refused();
   }
 
  private:

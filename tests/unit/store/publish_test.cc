@@ -249,8 +249,9 @@ TEST_F(PublishTest, LinkOrFifoInPlaceOfTheFile) {
 TEST_F(PublishTest, ScanGivesDigestsChunksAndFormat) {
   MakeReady();
   std::vector<uint64_t> seen;
-  const auto scan = Scan(disk(), kKey, true, {},
-                         [&](uint64_t done) { seen.push_back(done); });
+  const auto scan = Scan(disk(), kKey, true, {}, [&](uint64_t done, uint64_t) {
+    seen.push_back(done);
+  });
   ASSERT_TRUE(scan.ok()) << scan.status().ToString();
   const auto record = ReadRecord(disk().root(), kKey, true);
   EXPECT_EQ(scan->sha512, Sha512(content_));
@@ -303,7 +304,7 @@ TEST_F(PublishTest, ScanFailures) {
       Code::kCancelled);
   bool once = false;
   EXPECT_EQ(Scan(disk(), kKey, false, {},
-                 [&](uint64_t) {
+                 [&](uint64_t, uint64_t) {
                    if (!std::exchange(once, true)) test::FlipByte(File(), 5);
                  })
                 .status()
@@ -311,7 +312,7 @@ TEST_F(PublishTest, ScanFailures) {
             Code::kAborted);
   once = false;
   EXPECT_EQ(Scan(disk(), kKey, false, {},
-                 [&](uint64_t) {
+                 [&](uint64_t, uint64_t) {
                    if (!std::exchange(once, true)) {
                      std::filesystem::resize_file(File(), 512);
                    }
