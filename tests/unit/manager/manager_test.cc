@@ -424,6 +424,157 @@ TEST_F(ManagerTest, ModifiedContentFailsAndIsNeverOverwritten) {
   EXPECT_FALSE(ReadAll(File("a")) == content_);
 }
 
+// A byte that changed with no trace in the file's times: only reading tells,
+// and what was told is not forgotten.
+TEST_F(ManagerTest, ProvenDamageIsStillKnownAfterARestart) {
+  options_.disk_paths = {dir_ / "a"};
+  Begin();
+  MakeReady(Spec());
+  End();
+  test::FlipByte(File("a"), 5);
+  {
+    auto root = io::Dir::Open(dir_ / "a");
+    ASSERT_TRUE(root.ok());
+    const store::ImageKey key{"debian", "u-debian"};
+    auto record = store::ReadRecord(*root, key, true);
+    ASSERT_TRUE(record.ok());
+    record->stamp = store::StampOf(*root->Stat(store::DataFile(key)));
+    BIM_ASSERT_OK(root->ReplaceFile(store::RecordFile(key),
+                                    store::EncodeRecord(*record)));
+  }
+  Begin();
+  ASSERT_EQ(Status().state, CopyState::kReady) << "nothing to see";
+  const auto id = manager_->StartVerify("debian", "", {}, false);
+  ASSERT_TRUE(id.ok()) << id.status().ToString();
+  ASSERT_TRUE(Reaches(CopyState::kFailed));
+  EXPECT_THAT(Status().message, HasSubstr("1 of 13 chunks"));
+  for (int round = 0; round < 2; ++round) {
+    End();
+    Begin();
+    EXPECT_NE(Status().state, CopyState::kReady);
+    ASSERT_TRUE(Reaches(CopyState::kFailed));
+    EXPECT_THAT(Status().message, HasSubstr("1 of 13 chunks"));
+  }
+}
+
+// Reading it takes a minute: it stays unknown.
+TEST_F(ManagerTest, AnUploadToACopyThatIsBeingVerifiedIsRefused) {
+  options_.disk_paths = {dir_ / "a"};
+  Begin();
+  ImageSpec spec = Spec();
+  spec.source = {};
+  spec.source.upload = true;
+  ASSERT_TRUE(manager_->Ensure(spec).ok());
+  {
+    auto upload = manager_->BeginUpload("debian", "", 0, content_.size());
+    ASSERT_TRUE(upload.ok()) << upload.status().ToString();
+    BIM_ASSERT_OK((*upload)->Append(test::AsBytes(content_)));
+    const auto done = (*upload)->Finish(true);
+    ASSERT_TRUE(done.ok()) << done.status().ToString();
+    EXPECT_TRUE(done->done);
+  }
+  Limits limits = manager_->GetLimits();
+  limits.background_read_rate = kMinRate;
+  BIM_ASSERT_OK(manager_->SetLimits(limits));
+  test::FlipByte(File("a"), 5);
+  ASSERT_TRUE(Reaches(CopyState::kUnknown));
+  for (int i = 0; i < 50; ++i) {
+    const auto refused = manager_->BeginUpload("debian", "", 0, kMiB);
+    ASSERT_EQ(refused.status().code(), Code::kUnavailable)
+        << refused.status().ToString();
+    const auto state = manager_->GetUpload("debian", "");
+    ASSERT_TRUE(state.ok() || state.status().code() == Code::kUnavailable);
+    std::this_thread::sleep_for(std::chrono::milliseconds(2));
+  }
+}
+
+TEST_F(ManagerTest, UploadsHaveTheirOwnBound) {
+  options_.disk_paths = {dir_ / "a"};
+  options_.limits.transfers = 1;
+  Begin();
+  for (const char* name : {"one", "two"}) {
+    ImageSpec spec = Spec(name);
+    spec.source = {};
+    spec.source.upload = true;
+    ASSERT_TRUE(manager_->Ensure(spec).ok());
+  }
+  auto upload = manager_->BeginUpload("one", "", 0, content_.size());
+  ASSERT_TRUE(upload.ok()) << upload.status().ToString();
+  const auto second = manager_->BeginUpload("two", "", 0, content_.size());
+  EXPECT_EQ(second.status().code(), Code::kUnavailable);
+  EXPECT_THAT(second.status().message(), HasSubstr("transfers.max"));
+  MakeReady(Spec());  // a download goes on all the same
+  BIM_ASSERT_OK((*upload)->Append(test::AsBytes(content_).first(2 * kMiB)));
+  const auto rest = (*upload)->Finish(false);
+  ASSERT_TRUE(rest.ok()) << rest.status().ToString();
+  EXPECT_EQ(rest->offset, 2 * kMiB);
+  upload->reset();
+  auto other = manager_->BeginUpload("two", "", 0, content_.size());
+  ASSERT_TRUE(other.ok()) << other.status().ToString();
+  other->reset();
+  upload = manager_->BeginUpload("one", "", 2 * kMiB, content_.size());
+  ASSERT_TRUE(upload.ok()) << upload.status().ToString();
+  BIM_ASSERT_OK((*upload)->Append(test::AsBytes(content_).subspan(2 * kMiB)));
+  ASSERT_TRUE((*upload)->Finish(false).ok());
+  EXPECT_EQ(Status("one").current_sha512, Sha512(content_));
+}
+
+TEST_F(ManagerTest, ARepairOnADiskThatIsAwayIsRefused) {
+  Begin();
+  MakeReady(Spec());
+  test::FlipByte(File("a"), 5);
+  ASSERT_TRUE(WaitFor(
+      [&] { return CopyOn(Status(), "disk-a").state == CopyState::kFailed; }));
+  std::filesystem::rename(dir_ / "a/longhorn-disk.cfg", dir_ / "cfg");
+  ASSERT_TRUE(WaitFor(
+      [&] { return CopyOn(Status(), "disk-a").state == CopyState::kUnknown; }));
+  EXPECT_EQ(
+      manager_->StartVerify("debian", "", {"disk-a"}, true).status().code(),
+      Code::kFailedPrecondition);
+  // Of all copies: of those that are there.
+  const auto id = manager_->StartVerify("debian", "", {}, true);
+  ASSERT_TRUE(id.ok()) << id.status().ToString();
+  ASSERT_TRUE(WaitFor([&] { return manager_->VerifyProgressOf(*id)->done; }));
+  EXPECT_EQ(manager_->VerifyProgressOf(*id)->total_bytes, content_.size());
+}
+
+// Each replaces what is wanted while others do, and one removes it.
+TEST_F(ManagerTest, WhatWasRemovedIsNotWrittenAgain) {
+  class NoPeers : public transfer::PeerResolver {
+    base::Result<transfer::PeerInfo> Resolve(const std::string&,
+                                             std::chrono::milliseconds,
+                                             std::stop_token) override {
+      return base::UnavailableError("nobody is there");
+    }
+  };
+  options_.peers = std::make_shared<NoPeers>();
+  Begin();
+  for (int round = 0; round < 40; ++round) {
+    ASSERT_TRUE(manager_->Ensure(Spec()).ok());
+    std::vector<std::thread> threads;
+    for (int t = 0; t < 3; ++t) {
+      threads.emplace_back([&, t] {
+        for (int i = 0; i < 4; ++i) {
+          ImageSpec spec = Spec();
+          spec.source.peers = {"h:" + std::to_string(1 + t * 10 + i)};
+          // Only to change it: one that is gone stays gone.
+          if (manager_->Get("debian", "").ok()) (void)manager_->Ensure(spec);
+        }
+      });
+    }
+    (void)manager_->Remove("debian", "", true);
+    for (std::thread& thread : threads) thread.join();
+    (void)manager_->Remove("debian", "", true);
+    ASSERT_FALSE(manager_->Get("debian", "").ok());
+    for (const char* disk : {"a", "b"}) {
+      const auto desired = dir_ / (std::string(disk) + "/" +
+                                   store::DesiredFile({"debian", "u-debian"}));
+      ASSERT_FALSE(Exists(desired)) << round;
+      ASSERT_FALSE(Exists(desired + ".new")) << round;
+    }
+  }
+}
+
 TEST_F(ManagerTest, TouchedButTheSameIsReadyAgain) {
   Begin();
   MakeReady(Spec());
@@ -613,6 +764,17 @@ TEST_F(ManagerTest, ARemovedDiskCanBeTakenAtOnceAlsoAfterWork) {
     ASSERT_TRUE(back.ok()) << back.status().ToString();
     ASSERT_EQ(back->state, "ready") << i << ": " << back->message;
     BIM_ASSERT_OK(manager_->Remove("debian", "", true));
+  }
+}
+
+TEST_F(ManagerTest, ARemovedDiskCanBeTakenWhileTheDisksAreChecked) {
+  options_.disk_check_interval = std::chrono::milliseconds(1);
+  Begin();
+  for (int i = 0; i < 200; ++i) {
+    BIM_ASSERT_OK(manager_->RemoveDisk("disk-a", true));
+    const auto back = manager_->AddDisk(dir_ / "a", "", false);
+    ASSERT_TRUE(back.ok()) << back.status().ToString();
+    ASSERT_EQ(back->state, "ready") << i << ": " << back->message;
   }
 }
 

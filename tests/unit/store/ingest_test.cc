@@ -126,6 +126,75 @@ const size_t kSizes[] = {512,          1 * kKiB,        4 * kKiB,
                          kMiB + 512,   kMiB + kChunk,   3 * kMiB + 4096,
                          6 * kMiB,     7 * kMiB + 1536, 9 * kMiB};
 
+TEST_F(IngestTest, RestsBetweenPieces) {
+  // Threads may be seen a moment before, or after, they are there.
+  const auto threads = [] {
+    const std::filesystem::directory_iterator tasks("/proc/self/task");
+    return static_cast<size_t>(std::distance(begin(tasks), end(tasks)));
+  };
+  const auto becomes = [&](size_t count) {
+    for (int i = 0; i < 5000 && threads() != count; ++i) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+    return threads() == count;
+  };
+  const std::string content = Content(9 * kMiB + 1536, 7);
+  const size_t before = threads();
+  // Not only where a chunk, or a block, ends.
+  for (const size_t piece : {kMiB + 512, 3 * kMiB, 5 * kMiB + 4096}) {
+    auto ingest = Open();
+    BIM_ASSERT_OK(ingest->Begin(content.size(), "validator"));
+    for (size_t at = 0; at < content.size(); at += piece) {
+      BIM_ASSERT_OK(ingest->Append(
+          AsBytes(std::string_view(content).substr(at, piece)), {}));
+      EXPECT_TRUE(becomes(before + 3));
+      BIM_ASSERT_OK(ingest->Rest());
+      EXPECT_TRUE(becomes(before));
+      BIM_ASSERT_OK(ingest->Rest());  // again
+    }
+    ASSERT_TRUE(ingest->Commit({}).ok());
+    ExpectReady(content);
+    std::filesystem::remove(File());
+    std::filesystem::remove(Record());
+  }
+  // What is let go of while it rests is gone on with all the same.
+  {
+    auto ingest = Open();
+    BIM_ASSERT_OK(ingest->Begin(content.size(), "validator"));
+    Feed(*ingest, content.substr(0, 4 * kMiB), kMiB);
+    BIM_ASSERT_OK(ingest->Rest());
+  }
+  auto ingest = Open();
+  BIM_ASSERT_OK(ingest->Restore({}));
+  EXPECT_EQ(ingest->position(), 4 * kMiB);
+  BIM_ASSERT_OK(ingest->Rest());
+  Feed(*ingest, content.substr(4 * kMiB), kMiB);
+  ASSERT_TRUE(ingest->Commit({}).ok());
+  ExpectReady(content);
+}
+
+// One that ends late does not take away what another began in its place.
+TEST_F(IngestTest, AnOldOneLeavesTheNewOneAlone) {
+  const std::string content = Content(3 * kMiB, 8);
+  for (const bool discarded : {false, true}) {
+    for (const char* validator : {"", "validator"}) {
+      auto old = Open();
+      BIM_ASSERT_OK(old->Begin(content.size(), validator));
+      Feed(*old, content.substr(0, kMiB), kMiB);
+      auto fresh = Open();
+      BIM_ASSERT_OK(fresh->Begin(content.size(), validator));
+      Feed(*fresh, content.substr(0, kMiB), kMiB);
+      if (discarded) BIM_ASSERT_OK(old->Discard());
+      old.reset();
+      Feed(*fresh, content.substr(kMiB), kMiB);
+      ASSERT_TRUE(fresh->Commit({}).ok());
+      ExpectReady(content);
+      std::filesystem::remove(File());
+      std::filesystem::remove(Record());
+    }
+  }
+}
+
 TEST_F(IngestTest, AllSizesInPieces) {
   uint32_t seed = 1;
   for (size_t size : kSizes) {
@@ -530,19 +599,15 @@ TEST_F(ResumeTest, TempFileCutOff) {
 
 TEST_F(ResumeTest, JournalTornAtEachPoint) {
   Leave(kMiB);  // four entries
-  const std::string journal = ReadAll(Record());
-  const size_t head = journal.find('\n') + 1;
-  const size_t header = journal.size() - 4 * 48;
-  ASSERT_GT(header, head);
-  const std::string temp = ReadAll(Temp());
-  for (size_t length = header; length <= journal.size(); length += 7) {
-    SCOPED_TRACE(length);
+  constexpr size_t kEntries = 4 * 48;
+  for (size_t kept = 0; kept <= kEntries; kept += 7) {
+    SCOPED_TRACE(kept);
     Leave(kMiB);
-    // The inode of the temp file is in the header of this very journal.
-    const std::string now = ReadAll(Record());
-    ASSERT_EQ(now.size() % 48, journal.size() % 48);
-    WriteAll(Record(), now.substr(0, now.size() - (journal.size() - length)));
-    FinishFrom((length - header) / 48 * kChunk);
+    // The header holds the temp file's inode: its length may differ each time.
+    const std::string journal = ReadAll(Record());
+    ASSERT_GT(journal.size() - kEntries, journal.find('\n') + 1);
+    WriteAll(Record(), journal.substr(0, journal.size() - kEntries + kept));
+    FinishFrom(kept / 48 * kChunk);
   }
 }
 
