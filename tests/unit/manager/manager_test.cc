@@ -457,16 +457,17 @@ TEST_F(ManagerTest, ProvenDamageIsStillKnownAfterARestart) {
   }
 }
 
-// Reading it takes a minute: it stays unknown.
-TEST_F(ManagerTest, AnUploadToACopyThatIsBeingVerifiedIsRefused) {
+// Reading them takes a minute, and not all are read at once.
+TEST_F(ManagerTest, AnUploadToACopyThatIsToBeVerifiedIsRefused) {
   options_.disk_paths = {dir_ / "a"};
   Begin();
-  ImageSpec spec = Spec();
-  spec.source = {};
-  spec.source.upload = true;
-  ASSERT_TRUE(manager_->Ensure(spec).ok());
-  {
-    auto upload = manager_->BeginUpload("debian", "", 0, content_.size());
+  const std::vector<std::string> names = {"one", "two", "three", "four"};
+  for (const std::string& name : names) {
+    ImageSpec spec = Spec(name);
+    spec.source = {};
+    spec.source.upload = true;
+    ASSERT_TRUE(manager_->Ensure(spec).ok());
+    auto upload = manager_->BeginUpload(name, "", 0, content_.size());
     ASSERT_TRUE(upload.ok()) << upload.status().ToString();
     BIM_ASSERT_OK((*upload)->Append(test::AsBytes(content_)));
     const auto done = (*upload)->Finish(true);
@@ -476,15 +477,16 @@ TEST_F(ManagerTest, AnUploadToACopyThatIsBeingVerifiedIsRefused) {
   Limits limits = manager_->GetLimits();
   limits.background_read_rate = kMinRate;
   BIM_ASSERT_OK(manager_->SetLimits(limits));
-  test::FlipByte(File("a"), 5);
-  ASSERT_TRUE(Reaches(CopyState::kUnknown));
-  for (int i = 0; i < 50; ++i) {
-    const auto refused = manager_->BeginUpload("debian", "", 0, kMiB);
+  for (const std::string& name : names) test::FlipByte(File("a", name), 5);
+  for (const std::string& name : names) {
+    ASSERT_TRUE(Reaches(CopyState::kUnknown, name));
+  }
+  for (const std::string& name : names) {
+    const auto refused = manager_->BeginUpload(name, "", 0, kMiB);
     ASSERT_EQ(refused.status().code(), Code::kUnavailable)
         << refused.status().ToString();
-    const auto state = manager_->GetUpload("debian", "");
+    const auto state = manager_->GetUpload(name, "");
     ASSERT_TRUE(state.ok() || state.status().code() == Code::kUnavailable);
-    std::this_thread::sleep_for(std::chrono::milliseconds(2));
   }
 }
 
@@ -549,19 +551,22 @@ TEST_F(ManagerTest, WhatWasRemovedIsNotWrittenAgain) {
   };
   options_.peers = std::make_shared<NoPeers>();
   Begin();
-  for (int round = 0; round < 40; ++round) {
+  for (int round = 0; round < 60; ++round) {
     ASSERT_TRUE(manager_->Ensure(Spec()).ok());
+    std::atomic<bool> removed = false;
     std::vector<std::thread> threads;
     for (int t = 0; t < 3; ++t) {
       threads.emplace_back([&, t] {
-        for (int i = 0; i < 4; ++i) {
+        for (int i = 0; i < 1000 && !removed; ++i) {
           ImageSpec spec = Spec();
-          spec.source.peers = {"h:" + std::to_string(1 + t * 10 + i)};
-          // Only to change it: one that is gone stays gone.
-          if (manager_->Get("debian", "").ok()) (void)manager_->Ensure(spec);
+          spec.source.peers = {"h:" + std::to_string(1 + t * 1000 + i)};
+          (void)manager_->Ensure(spec);
         }
       });
     }
+    std::this_thread::sleep_for(std::chrono::microseconds(round * 50));
+    // It may be made again at once: then that is removed.
+    removed = true;
     (void)manager_->Remove("debian", "", true);
     for (std::thread& thread : threads) thread.join();
     (void)manager_->Remove("debian", "", true);
