@@ -1,6 +1,7 @@
 // The manager's insides, shared by its source files: manager.cc (the calls of
-// the faces), disks.cc (taking, checking and loading disks), jobs.cc (the work)
-// and watch.cc (events). Nobody else includes it.
+// the faces), disks.cc (taking, checking and loading disks), jobs.cc (beginning
+// and ending jobs), work.cc (what they do), uploads.cc (bytes that somebody
+// brings) and watch.cc (events). Nobody else includes it.
 //
 // One mutex guards all state; it is never held across I/O. A job runs on a
 // pool thread with what it needs copied out, and comes back through EndJob.

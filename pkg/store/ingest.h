@@ -140,10 +140,14 @@ class Ingest {
 
   // All bytes were given, all writers are gone: makes them durable, checks
   // size, digests and the format's safety rules, and publishes the file.
-  // UNAVAILABLE: bytes are missing. FAILED_PRECONDITION and
-  // DATA_LOSS: the content is proven wrong and was deleted. ABORTED: this
-  // process no longer owns the disk. Other failures: nothing was published,
-  // the bytes are kept.
+  // UNAVAILABLE: bytes are missing, or the disk cannot be used.
+  // FAILED_PRECONDITION and DATA_LOSS: the content is proven wrong and was
+  // deleted. ABORTED: this process no longer owns the disk; nothing was
+  // published. Other failures are those of the disk, or CANCELLED. Up to the
+  // rename they leave nothing published, and bytes that can be resumed are
+  // kept. Behind it the file stands under its name, complete and proven, with
+  // its sealed record; what failed is to make the rename durable, or to write
+  // the cfg and the final record. Inspect finds the file and does that.
   virtual base::Result<ImageRecord> Commit(std::stop_token stop) = 0;
   // Makes what is complete resumable. No writer may be at work.
   virtual void Suspend() = 0;

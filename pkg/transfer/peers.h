@@ -101,9 +101,11 @@ struct FoundPeers {
   std::vector<std::string> complaints;
 };
 
-// Asks one after the other, trusted ones first, those that failed lately last,
-// until one tells a manifest that fits. A manifest without chunks is taken only
-// when no peer has one with them.
+// Asks one after the other, trusted ones first, those that failed lately last
+// (those that sent something wrong not at all), until one tells a manifest that
+// fits; begins with no further one after 60 s. A manifest without chunks, or an
+// older peer that tells none, is taken only when no peer has one with them;
+// those that failed lately are not asked for one then.
 FoundPeers FindPeers(PeerResolver& resolver, PeerBook& book,
                      const PeerQuery& query, const Options& options,
                      std::stop_token stop);
@@ -118,8 +120,10 @@ using NextLocalImage = std::function<std::optional<LocalImage>()>;
 
 // Fills missing chunks of an ingest that has a reference from files on this
 // node: shares blocks where the file system can, else copies; each chunk is
-// compared with the reference. CANCELLED when stopped; otherwise only failures
-// of the disk that is written fail it.
+// compared with the reference. What differs, or cannot be read to be copied,
+// stays missing. CANCELLED when stopped; otherwise only failures of the disk
+// that is written fail it. Shared blocks are on that disk: a failure to share
+// them or to read them back is one, too.
 base::Status ReuseChunks(store::Ingest& ingest, const NextLocalImage& next,
                          Progress* progress, std::stop_token stop);
 
@@ -134,15 +138,17 @@ struct PeerPullSpec {
 
 // Pulls the image of `found` into an ingest that was opened with its manifest
 // as the reference, from all its peers, and commits it. kTransient when no peer
-// is left; the message tells of each.
+// is left; the message tells of each. kWrong: the manifest, or the image that
+// it describes, was found wrong. kDisk: the disk failed; that of a commit may
+// leave the file under its name all the same (Ingest::Commit).
 PullResult PullFromPeers(PeerResolver& resolver, PeerBook& book,
                          const FoundPeers& found, store::Ingest& ingest,
                          const PeerPullSpec& spec, const Options& options,
                          const std::function<void()>& on_bytes,
                          std::stop_token stop);
 
-// The whole file of a peer that has no manifest of it, as any URL; the name is
-// for messages.
+// The whole file of a peer that has no manifest of it, as any URL. `peer` was
+// asked: its info is set.
 std::unique_ptr<Source> MakePlainPeerSource(const Peer& peer,
                                             const store::ImageKey& key,
                                             const Options& options);
