@@ -229,6 +229,8 @@ base::Status RunManager(const Config& config, const StateDir& state,
   if (const base::Status removed = state.RemoveEndpoints(); !removed.ok()) {
     BIM_LOG_WARN("{}", removed.message());
   }
+  // First, so that no request is waited for that waits for a disk's work.
+  manager->BeginStop();
   server->Shutdown(kShutdownGrace);
   data_server.reset();
   manager->Stop();

@@ -38,15 +38,16 @@ bool IsOfTheConnection(int error) {
 
 // Lives on the loop's thread once started; handlers keep it alive.
 struct Acceptor::State : std::enable_shared_from_this<Acceptor::State> {
+  struct Accepted {
+    int fd;
+    ino_t inode;
+  };
   struct Listening {
     Listening(boost::asio::io_context& context, int fd)
         : descriptor(context, fd), timer(context) {}
     boost::asio::posix::stream_descriptor descriptor;
     boost::asio::steady_timer timer;
-  };
-  struct Accepted {
-    int fd;
-    ino_t inode;
+    std::vector<Accepted> accepted;
   };
 
   void Wait(Listening& listening) {
@@ -72,7 +73,7 @@ struct Acceptor::State : std::enable_shared_from_this<Acceptor::State> {
 
   void AcceptSome(Listening& listening) {
     for (int i = 0; i < kTurn; ++i) {
-      if (IsFull()) return Pause(listening);
+      if (IsFull(listening)) return Pause(listening);
       base::UniqueFd fd(::accept4(listening.descriptor.native_handle(), nullptr,
                                   nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC));
       if (!fd) {
@@ -83,7 +84,7 @@ struct Acceptor::State : std::enable_shared_from_this<Acceptor::State> {
       }
       struct stat info {};
       if (::fstat(fd.get(), &info) != 0) continue;
-      accepted.push_back({fd.get(), info.st_ino});
+      listening.accepted.push_back({fd.get(), info.st_ino});
       const int on = 1;  // fails on a unix socket, which does not delay
       (void)::setsockopt(fd.get(), IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
       on_connection(std::move(fd));
@@ -91,7 +92,8 @@ struct Acceptor::State : std::enable_shared_from_this<Acceptor::State> {
     Wait(listening);
   }
 
-  bool IsFull() {
+  bool IsFull(Listening& listening) {
+    std::vector<Accepted>& accepted = listening.accepted;
     if (accepted.size() < options.max_connections) return false;
     std::erase_if(accepted, [](const Accepted& socket) {
       struct stat info {};
@@ -104,7 +106,6 @@ struct Acceptor::State : std::enable_shared_from_this<Acceptor::State> {
   Options options;
   OnConnection on_connection;
   std::vector<std::unique_ptr<Listening>> listenings;
-  std::vector<Accepted> accepted;
   bool stopped = false;
 };
 

@@ -1,10 +1,12 @@
 // Accepts connections of listening sockets on the event loop and hands them on.
 //
 // Survives running out of descriptors or memory: it pauses and tries again.
-// Bounded: at most `max_connections` of the accepted sockets are open at a
-// time, further ones wait in the listen queue. Closes are not reported by whom
-// the sockets were given to; when the limit is reached the acceptor looks which
-// of them are still the sockets that it accepted (descriptor and inode).
+// Bounded: of each listening socket at most `max_connections` of those accepted
+// are open at a time, further ones wait in its queue (and none in another's:
+// who floods a port does not lock out the unix socket). Closes are not reported
+// by whom the sockets were given to; when the limit is reached the acceptor
+// looks which of them are still the sockets that it accepted (descriptor and
+// inode).
 //
 // Thread-safety: construct, Stop and destroy on one thread, not the loop's.
 #pragma once

@@ -18,6 +18,7 @@
 #include "pkg/base/names.h"
 #include "pkg/base/status.h"
 #include "pkg/compress/encoder.h"
+#include "pkg/exec/turns.h"
 #include "pkg/io/dir.h"
 #include "pkg/io/sparse.h"
 #include "pkg/store/record.h"
@@ -49,6 +50,21 @@ base::Status TooShort() {
   return base::DataLossError("the image's file became shorter");
 }
 
+// Is the open file still what it was when it was opened? (Not by ctime: that
+// changes, too, when the image is removed while somebody reads it.)
+base::Status CheckFile(int fd, const store::FileStamp& stamp) {
+  struct stat info;
+  if (fstat(fd, &info) != 0) {
+    return base::ErrnoError(errno, "cannot look at the image's file");
+  }
+  const store::FileStamp now = store::StampOf(info);
+  if (now.size == stamp.size && now.mtime_ns == stamp.mtime_ns) {
+    return base::OkStatus();
+  }
+  return base::FailedPreconditionError(
+      "the image's file was modified and is not ready");
+}
+
 base::Status ReadExactly(int fd, void* buffer, size_t size, uint64_t offset) {
   BIM_ASSIGN_OR_RETURN(
       const size_t read,
@@ -57,22 +73,13 @@ base::Status ReadExactly(int fd, void* buffer, size_t size, uint64_t offset) {
   return read == size ? base::OkStatus() : TooShort();
 }
 
-// Behind the end of a file that was cut there seem to be holes.
-base::Status CheckLength(int fd, uint64_t size) {
-  struct stat info;
-  if (fstat(fd, &info) != 0) {
-    return base::ErrnoError(errno, "cannot look at the image's file");
-  }
-  return static_cast<uint64_t>(info.st_size) >= size ? base::OkStatus()
-                                                     : TooShort();
-}
-
 // A whole file as one zstd frame; holes are not read.
 class ZstdBody final : public http::BodyMaker {
  public:
-  ZstdBody(base::UniqueFd fd, uint64_t size)
+  ZstdBody(base::UniqueFd fd, const store::FileStamp& stamp)
       : fd_(std::move(fd)),
-        size_(size),
+        stamp_(stamp),
+        size_(stamp.size),
         encoder_(compress::ZstdEncoder::Make(kLevel)),
         buffer_(kReadBytes) {}
 
@@ -83,6 +90,8 @@ class ZstdBody final : public http::BodyMaker {
            (out.empty() || at_ < pause)) {
       BIM_RETURN_IF_ERROR(Step(out));
     }
+    // Behind the end of a file that was cut there seem to be holes.
+    BIM_RETURN_IF_ERROR(CheckFile(fd_.get(), stamp_));
     return out;
   }
 
@@ -90,13 +99,10 @@ class ZstdBody final : public http::BodyMaker {
   base::Status Step(std::string& out) {
     if (at_ == size_) {
       finished_ = true;
-      BIM_RETURN_IF_ERROR(CheckLength(fd_.get(), size_));
       return encoder_->Finish(out);
     }
     if (at_ >= data_.end) {
       BIM_ASSIGN_OR_RETURN(data_, io::NextData(fd_.get(), at_, size_));
-      data_.end = std::min(data_.end, size_);
-      if (data_.begin >= data_.end) data_ = {size_, size_};
     }
     const bool hole = at_ < data_.begin;
     const uint64_t left = (hole ? data_.begin : data_.end) - at_;
@@ -114,6 +120,7 @@ class ZstdBody final : public http::BodyMaker {
   }
 
   const base::UniqueFd fd_;
+  const store::FileStamp stamp_;
   const uint64_t size_;
   const std::unique_ptr<compress::ZstdEncoder> encoder_;
   std::vector<std::byte> buffer_;
@@ -122,7 +129,22 @@ class ZstdBody final : public http::BodyMaker {
   bool finished_ = false;
 };
 
-http::Response ServeData(manager::Manager& manager, const ImagePath& path,
+// What is served, and how much of it at once.
+struct Node {
+  manager::Manager& manager;
+  // A manifest is up to 2 MiB, in memory.
+  std::shared_ptr<exec::Turns> manifests = exec::Turns::Make(16);
+};
+
+// The descriptor stays the response's.
+void SendFile(base::UniqueFd fd, const store::FileStamp& stamp,
+              http::Response& response) {
+  response.check = [file = fd.get(), stamp] { return CheckFile(file, stamp); };
+  response.file = std::move(fd);
+  response.file_size = stamp.size;
+}
+
+http::Response ServeData(Node& node, const ImagePath& path,
                          const http::Request& request) {
   const base::Result<Query> query =
       ParseQuery(request.query, {"disk", "encoding"});
@@ -134,7 +156,7 @@ http::Response ServeData(manager::Manager& manager, const ImagePath& path,
         base::Printable(encoding) + "'"));
   }
   base::Result<manager::OpenImage> image =
-      manager.Open(path.name, path.uuid, ValueOf(*query, "disk"));
+      node.manager.Open(path.name, path.uuid, ValueOf(*query, "disk"));
   if (!image.ok()) return Failure(image.status());
 
   const bool is_get = request.method == "GET";
@@ -152,8 +174,7 @@ http::Response ServeData(manager::Manager& manager, const ImagePath& path,
     response.rate = image->rate;
   }
   if (!encoded) {
-    response.file = std::move(image->fd);
-    response.file_size = image->size;
+    SendFile(std::move(image->fd), image->stamp, response);
     return response;
   }
   if (!as_file) response.headers.emplace_back("Content-Encoding", "zstd");
@@ -163,22 +184,33 @@ http::Response ServeData(manager::Manager& manager, const ImagePath& path,
     if (name == "ETag") value.insert(0, "W/");
   }
   response.maker =
-      std::make_unique<ZstdBody>(std::move(image->fd), image->size);
+      std::make_unique<ZstdBody>(std::move(image->fd), image->stamp);
   return response;
 }
 
-http::Response ServeManifest(manager::Manager& manager, const ImagePath& path,
-                             const http::Request& request) {
-  if (const auto query = ParseQuery(request.query, {}); !query.ok()) {
-    return Failure(query.status());
-  }
-  const base::Result<store::ImageRecord> record =
-      manager.Manifest(path.name, path.uuid);
+http::Response ManifestOf(manager::Manager& manager, const std::string& name,
+                          const std::string& uuid) {
+  const base::Result<store::ImageRecord> record = manager.Manifest(name, uuid);
   if (!record.ok()) return Failure(record.status());
   http::Response response;
   response.content_type = transfer::kManifestType;
   AddDigest(record->sha512.Hex(), response);
   response.body = store::EncodeManifest(*record);
+  return response;
+}
+
+http::Response ServeManifest(Node& node, const ImagePath& path,
+                             const http::Request& request) {
+  if (const auto query = ParseQuery(request.query, {}); !query.ok()) {
+    return Failure(query.status());
+  }
+  const std::string name(path.name), uuid(path.uuid);
+  if (request.method != "GET") return ManifestOf(node.manager, name, uuid);
+  http::Response response;
+  response.turns = node.manifests;
+  response.later = [&manager = node.manager, name, uuid] {
+    return ManifestOf(manager, name, uuid);
+  };
   return response;
 }
 
@@ -231,53 +263,32 @@ base::Result<std::string> CompressPart(int fd,
   return compress::CompressZstd(std::as_bytes(std::span(plain)), kLevel);
 }
 
-http::Response ServeExtents(manager::Manager& manager, const ImagePath& path,
-                            const http::Request& request) {
-  const base::Result<Query> query =
-      ParseQuery(request.query, {"begin", "end", "disk"});
-  if (!query.ok()) return Failure(query.status());
-  const std::optional<uint64_t> begin = ParseNumber(ValueOf(*query, "begin"));
-  const std::optional<uint64_t> end = ParseNumber(ValueOf(*query, "end"));
-  if (!begin || !end) {
-    return Failure(base::InvalidArgumentError(
-        "the query has no begin and end: expected both, in bytes"));
-  }
-  base::Result<manager::OpenImage> image =
-      manager.Open(path.name, path.uuid, ValueOf(*query, "disk"));
-  if (!image.ok()) return Failure(image.status());
-  const std::string etag = EtagOf(image->sha512_hex);
-  if (const std::string wanted = ListField(request, "if-match");
-      !wanted.empty() && !Matches(wanted, etag)) {
-    return Failure(412, "the image is another one: its ETag is " + etag);
-  }
-  if (*begin >= *end || *end > image->size ||
-      *end - *begin > transfer::kMaxPart) {
-    return Failure(base::InvalidArgumentError(
-        "the part from " + std::to_string(*begin) + " to " +
-        std::to_string(*end) + ": expected begin < end <= " +
-        std::to_string(image->size) + " (the size) and at most " +
-        std::to_string(transfer::kMaxPart) + " bytes"));
-  }
-  if (const base::Status whole = CheckLength(image->fd.get(), image->size);
-      !whole.ok()) {
-    return Failure(whole);
+struct WantedPart {
+  uint64_t begin = 0;
+  uint64_t end = 0;
+  bool with_data = true;  // else the head alone
+  bool zstd = false;      // accepted
+};
+
+http::Response PartOf(manager::OpenImage image, const WantedPart& part) {
+  if (const base::Status same = CheckFile(image.fd.get(), image.stamp);
+      !same.ok()) {
+    return Failure(same);
   }
   const base::Result<transfer::ExtentTable> table =
-      transfer::MapExtents(image->fd.get(), *begin, *end);
+      transfer::MapExtents(image.fd.get(), part.begin, part.end);
   if (!table.ok()) return Failure(table.status());
 
   http::Response response;
   response.content_type = transfer::kExtentsType;
-  AddDigest(image->sha512_hex, response);
+  AddDigest(image.sha512_hex, response);
   response.headers.emplace_back("Vary", "Accept-Encoding");
   response.body = transfer::EncodeExtentTable(*table);
-  if (request.method == "GET") {
-    response.turns = image->turns;
-    response.rate = image->rate;
-    if (*end - *begin <= transfer::kMaxCompressedPart &&
-        AcceptsZstd(ListField(request, "accept-encoding"))) {
+  if (part.with_data) {
+    response.rate = image.rate;
+    if (part.zstd && part.end - part.begin <= transfer::kMaxCompressedPart) {
       base::Result<std::string> compressed =
-          CompressPart(image->fd.get(), *table, response.body);
+          CompressPart(image.fd.get(), *table, response.body);
       if (!compressed.ok()) return Failure(compressed.status());
       if (!compressed->empty()) {
         response.headers.emplace_back("Content-Encoding", "zstd");
@@ -291,8 +302,48 @@ http::Response ServeExtents(manager::Manager& manager, const ImagePath& path,
   for (const io::Extent& extent : table->data) {
     response.parts.push_back({extent.begin, extent.end});
   }
-  response.file = std::move(image->fd);
-  response.file_size = image->size;
+  SendFile(std::move(image.fd), image.stamp, response);
+  return response;
+}
+
+http::Response ServeExtents(Node& node, const ImagePath& path,
+                            const http::Request& request) {
+  const base::Result<Query> query =
+      ParseQuery(request.query, {"begin", "end", "disk"});
+  if (!query.ok()) return Failure(query.status());
+  const std::optional<uint64_t> begin = ParseNumber(ValueOf(*query, "begin"));
+  const std::optional<uint64_t> end = ParseNumber(ValueOf(*query, "end"));
+  if (!begin || !end) {
+    return Failure(base::InvalidArgumentError(
+        "the query has no begin and end: expected both, in bytes"));
+  }
+  base::Result<manager::OpenImage> image =
+      node.manager.Open(path.name, path.uuid, ValueOf(*query, "disk"));
+  if (!image.ok()) return Failure(image.status());
+  const std::string etag = EtagOf(image->sha512_hex);
+  if (const std::string wanted = ListField(request, "if-match");
+      !wanted.empty() && !Matches(wanted, etag)) {
+    return Failure(412, "the image is another one: its ETag is " + etag);
+  }
+  if (*begin >= *end || *end > image->stamp.size ||
+      *end - *begin > transfer::kMaxPart) {
+    return Failure(base::InvalidArgumentError(
+        "the part from " + std::to_string(*begin) + " to " +
+        std::to_string(*end) + ": expected begin < end <= " +
+        std::to_string(image->stamp.size) + " (the size) and at most " +
+        std::to_string(transfer::kMaxPart) + " bytes"));
+  }
+  WantedPart part{*begin, *end};
+  part.with_data = request.method == "GET";
+  part.zstd = AcceptsZstd(ListField(request, "accept-encoding"));
+  if (!part.with_data) return PartOf(*std::move(image), part);
+  http::Response response;
+  response.turns = image->turns;
+  // Made once: what it needs is moved into the answer.
+  response.later =
+      [part, open = std::make_shared<manager::OpenImage>(*std::move(image))] {
+        return PartOf(std::move(*open), part);
+      };
   return response;
 }
 
@@ -305,18 +356,21 @@ http::Response WrongMethod(const std::string& allowed) {
 
 struct Resource {
   std::string_view name;
-  http::Response (*serve)(manager::Manager&, const ImagePath&,
-                          const http::Request&);
+  http::Response (*serve)(Node&, const ImagePath&, const http::Request&);
   bool is_read = true;
 };
 constexpr std::array<Resource, 4> kResources{{
     {"data", ServeData},
     {"manifest", ServeManifest},
     {"extents", ServeExtents},
-    {"upload", ServeUpload, /*is_read=*/false},
+    {"upload",
+     [](Node& node, const ImagePath& path, const http::Request& request) {
+       return ServeUpload(node.manager, path, request);
+     },
+     /*is_read=*/false},
 }};
 
-http::Response Serve(manager::Manager& manager, const http::Request& request) {
+http::Response Serve(Node& node, const http::Request& request) {
   const bool reads = request.method == "GET" || request.method == "HEAD";
   if (request.path == "/healthz") {
     return reads ? http::Response{.body = "ok\n"} : WrongMethod("GET, HEAD");
@@ -329,7 +383,7 @@ http::Response Serve(manager::Manager& manager, const http::Request& request) {
           request.method != "PUT" && request.method != "PATCH") {
         return WrongMethod("HEAD, PUT, PATCH");
       }
-      return resource.serve(manager, *path, request);
+      return resource.serve(node, *path, request);
     }
   }
   return Failure(base::NotFoundError(
@@ -340,9 +394,8 @@ http::Response Serve(manager::Manager& manager, const http::Request& request) {
 }  // namespace
 
 http::Handler DataHandler(manager::Manager& manager) {
-  return [&manager](const http::Request& request) {
-    return Serve(manager, request);
-  };
+  return [node = std::make_shared<Node>(Node{manager})](
+             const http::Request& request) { return Serve(*node, request); };
 }
 
 }  // namespace bim::api

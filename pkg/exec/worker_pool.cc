@@ -3,6 +3,7 @@
 #include <pthread.h>
 
 #include <chrono>
+#include <system_error>
 #include <utility>
 
 namespace bim::exec {
@@ -30,9 +31,17 @@ bool WorkerPool::Submit(std::function<void()> work) {
   if (stopping_) return false;
   queue_.push_back(std::move(work));
   if (queue_.size() > idle_ && threads_.size() < max_threads_) {
-    std::thread thread([this] { Run(); });
-    const std::thread::id id = thread.get_id();
-    threads_.emplace(id, std::move(thread));
+    try {
+      std::thread thread([this] { Run(); });
+      const std::thread::id id = thread.get_id();
+      threads_.emplace(id, std::move(thread));
+    } catch (const std::system_error&) {
+      // The system gives no more: those that are there take it in turn.
+      if (threads_.empty()) {
+        queue_.pop_back();
+        return false;
+      }
+    }
   }
   wake_.notify_one();
   return true;

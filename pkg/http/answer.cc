@@ -170,6 +170,7 @@ Answer Compose(Response& response, const Asked& asked) {
   answer.parts = std::move(response.parts);
   answer.maker = std::move(response.maker);
   answer.rate = std::move(response.rate);
+  answer.check = std::move(response.check);
   return answer;
 }
 

@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -30,6 +31,7 @@ struct Answer {
   bool chunked = false;  // what the maker makes
   bool keep_alive = false;
   std::shared_ptr<exec::RateLimiter> rate;
+  std::function<base::Status()> check;
 };
 
 // Takes what is to be sent out of `response`; what stays in it is not. A

@@ -118,9 +118,16 @@ struct Response {
   // holds it until sent, or until the connection closes. Not had within
   // `turn_timeout`: 503 with Retry-After: 1 instead. A client that closes its
   // side meanwhile does not wait any more. While it has the turn, a client that
-  // takes less than 64 KiB/s, averaged over 30 s (in which the server waited
+  // takes less than 4 KiB/s, averaged over 30 s (in which the server waited
   // for it, and not for a disk, a maker or the rate), is closed.
   std::shared_ptr<exec::Turns> turns;
+  // With turns: called on the pool once the turn is had. What it returns is
+  // sent instead of this response (its turns and its `later` mean nothing), so
+  // that nothing large is made for those who wait.
+  std::function<Response()> later;
+  // Called on the pool before each slice of `file` is sent: a failure breaks
+  // the connection, so that the client sees a short body.
+  std::function<base::Status()> check;
   // The body (not the head) passes through it, in slices of at most 1 MiB and
   // about a sixteenth of a second; a change of the rate counts within 250 ms.
   std::shared_ptr<exec::RateLimiter> rate;
@@ -137,8 +144,9 @@ class Server {
     std::chrono::milliseconds send_timeout{60'000};
     std::chrono::milliseconds turn_timeout{20'000};
     // What a client with a turn must take, in bytes a second, averaged over one
-    // window after another.
-    uint64_t min_rate = 64 * 1024;
+    // window after another. (Far below the least rate a node may be held to:
+    // several transfers share that.)
+    uint64_t min_rate = 4 * 1024;
     std::chrono::milliseconds min_rate_window{30'000};
   };
   // Serves connections of `listener`, a listening TCP or unix socket, until

@@ -76,6 +76,11 @@ void Session::Start() {
 }
 
 void Session::Close() {
+  // A body that ends with the connection must not look whole.
+  if (!closed_ && !busy_ && answer_.maker != nullptr && !answer_.chunked) {
+    Reset();
+    return;
+  }
   if (!closed_) {
     closed_ = true;
     Disarm();
@@ -111,6 +116,9 @@ void Session::LetGo() {
     core_->Discard(std::shared_ptr<BodyTaker>(std::move(taker_)));
   if (answer_.maker != nullptr)
     core_->Discard(std::shared_ptr<BodyMaker>(std::move(answer_.maker)));
+  // The last close of a file that was removed frees its blocks.
+  if (answer_.file)
+    core_->Discard(std::make_shared<base::UniqueFd>(std::move(answer_.file)));
   body_.reset();
   answer_ = {};
   pace_.reset();
@@ -118,7 +126,10 @@ void Session::LetGo() {
 }
 
 void Session::Discard(Response response) {
-  if (response.taker == nullptr && response.maker == nullptr) return;
+  if (response.taker == nullptr && response.maker == nullptr &&
+      !response.file && !response.later) {
+    return;
+  }
   core_->Discard(std::make_shared<Response>(std::move(response)));
 }
 
@@ -492,7 +503,19 @@ void Session::OnTurn(uint64_t wait, std::shared_ptr<exec::Turns::Turn> turn) {
   Disarm();
   turn_ = std::move(turn);
   std::optional<Response> response = StopAwaitingTurn();
-  Send(*std::move(response));
+  if (!response->later) {
+    Send(*std::move(response));
+    return;
+  }
+  OnPool(
+      [later = std::move(response->later)](Session&) {
+        try {
+          return later();
+        } catch (...) {
+          return PlainAnswer(500, "the request failed unexpectedly");
+        }
+      },
+      [](Session& self, Response made) { self.Send(std::move(made)); });
 }
 
 void Session::OnNoTurn() {
@@ -627,6 +650,9 @@ void Session::SendSlice(uint64_t bytes) {
   const uint64_t offset = answer_.parts[part_].begin;
   OnPool(
       [offset, bytes](Session& self) {
+        if (self.answer_.check && !self.answer_.check().ok()) {
+          return Sent{.broken = true};
+        }
         return SendFile(self.socket_.native_handle(), self.answer_.file.get(),
                         offset, bytes);
       },
@@ -676,7 +702,7 @@ void Session::MakePiece() {
 
 void Session::OnPiece(base::Result<std::string> piece) {
   if (!piece.ok()) {
-    // A body that ends with the connection must not look whole.
+    // Not a regular end, which would look whole.
     if (answer_.chunked) {
       Close();
     } else {

@@ -114,10 +114,13 @@ base::Result<Extent> NextData(int fd, uint64_t offset, uint64_t size) {
     if (errno == EINVAL) return Extent{offset, size};
     return base::ErrnoError(errno, "cannot seek for data");
   }
+  if (static_cast<uint64_t>(begin) >= size) return Extent{size, size};
   const off_t end = ::lseek(fd, begin, SEEK_HOLE);
   if (end < 0) return base::ErrnoError(errno, "cannot seek for a hole");
-  return Extent{std::min(static_cast<uint64_t>(begin), size),
-                std::min(static_cast<uint64_t>(end), size)};
+  // A block that became a hole between the two calls is data as well: zeros.
+  const uint64_t block = static_cast<uint64_t>(begin) + kZeroBlock;
+  return Extent{static_cast<uint64_t>(begin),
+                std::min(std::max(static_cast<uint64_t>(end), block), size)};
 }
 
 }  // namespace bim::io

@@ -101,16 +101,18 @@ void ManagerImpl::Start() {
   });
 }
 
-void ManagerImpl::Stop() {
-  {
-    Lock lock(mutex_);
-    if (!stopping_) {
-      stopping_ = true;
-      for (auto& [key, image] : images_) {
-        for (auto& [disk, copy] : image.copies) Cancel(copy);
-      }
-    }
+void ManagerImpl::BeginStop() {
+  Lock lock(mutex_);
+  if (stopping_) return;
+  stopping_ = true;
+  for (auto& [key, image] : images_) {
+    for (auto& [disk, copy] : image.copies) Cancel(copy);
   }
+  jobs_changed_.notify_all();
+}
+
+void ManagerImpl::Stop() {
+  BeginStop();
   // Jobs that wait for a thread are dropped, those that run end by their stop
   // token; what they have is made resumable by the ingest's end.
   transfers_.Shutdown();
@@ -303,6 +305,7 @@ CopyEntry ManagerImpl::Judge(const ImageSpec& spec, Result<store::Found> found,
 
 void ManagerImpl::AwaitEnsured(Lock& lock, std::string_view name) {
   jobs_changed_.wait_for(lock, std::chrono::seconds(30), [&] {
+    if (stopping_) return true;
     for (auto it = images_.lower_bound({std::string(name), ""});
          it != images_.end() && it->first.name == name; ++it) {
       if (it->second.ensuring) return false;
@@ -754,8 +757,8 @@ Result<OpenImage> ManagerImpl::Open(std::string_view name,
                                            " was modified and is not ready");
       continue;
     }
-    return OpenImage{*std::move(fd), record.stamp.size, record.sha512.Hex(),
-                     turns, send_rate_};
+    return OpenImage{*std::move(fd), record.stamp, record.sha512.Hex(), turns,
+                     send_rate_};
   }
   return last;
 }

@@ -62,7 +62,7 @@ struct WatchPosition {
 // the image meanwhile.
 struct OpenImage {
   base::UniqueFd fd;
-  uint64_t size = 0;
+  store::FileStamp stamp;  // as it was proven
   std::string sha512_hex;
   std::shared_ptr<exec::Turns> turns;       // of this image's readers
   std::shared_ptr<exec::RateLimiter> rate;  // of all that is sent
@@ -109,8 +109,11 @@ class Manager {
   // the work that is missing. A disk that cannot be used is listed with the
   // reason and tried again at every check; it never fails the start.
   virtual void Start() = 0;
-  // Blocks: takes no new work (UNAVAILABLE), cancels running transfers, which
-  // stay resumable, and releases the disks. Idempotent.
+  // Takes no new work (UNAVAILABLE) and cancels what runs, also what others
+  // wait for in their calls. Does not block.
+  virtual void BeginStop() = 0;
+  // Blocks: BeginStop, then awaits the transfers, which stay resumable, and
+  // releases the disks. Idempotent.
   virtual void Stop() = 0;
 
   virtual std::vector<DiskStatus> ListDisks() = 0;

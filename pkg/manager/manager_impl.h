@@ -118,6 +118,7 @@ class ManagerImpl : public Manager {
   base::Status LoadState();
 
   void Start() override;
+  void BeginStop() override;
   void Stop() override;
   std::vector<DiskStatus> ListDisks() override;
   base::Result<DiskStatus> AddDisk(const std::string& path,

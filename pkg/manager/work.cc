@@ -647,7 +647,12 @@ ManagerImpl::JobEnd ManagerImpl::VerifyFile(const Job& job) {
       return repaired;
     }
     damage += "; it cannot be repaired: " + repaired.status.message();
-    if (!proven) {
+    // The repaired file may lie there already, and the last step failed.
+    const auto st = job.disk->root().Stat(store::DataFile(job.key));
+    const bool replaced =
+        st.ok() && end.judged && st->st_ino != end.judged->inode;
+    if (!proven || replaced) {
+      end.failure = transfer::Failure::kDisk;
       end.status = base::Status(end.status.code(), damage);
       return end;
     }

@@ -34,9 +34,7 @@ Result<ExtentTable> MapExtents(int fd, uint64_t begin, uint64_t end) {
   for (uint64_t at = begin; at < end;) {
     BIM_ASSIGN_OR_RETURN(io::Extent data, io::NextData(fd, at, end));
     if (data.begin >= end) break;
-    // Empty: what was found has become a hole meanwhile; data may follow it.
     at = data.end;
-    if (data.begin == data.end) continue;
     if (table.data.size() == kMaxExtents) {
       table.data.back().end = data.end;
     } else {

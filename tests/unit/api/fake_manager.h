@@ -2,6 +2,7 @@
 #pragma once
 
 #include <fcntl.h>
+#include <sys/stat.h>
 
 #include <atomic>
 #include <condition_variable>
@@ -94,6 +95,7 @@ class FakeManager final : public manager::Manager {
   }
 
   void Start() override {}
+  void BeginStop() override {}
   void Stop() override {}
 
   std::vector<manager::DiskStatus> ListDisks() override {
@@ -286,7 +288,9 @@ class FakeManager final : public manager::Manager {
     if (!fail.ok()) return fail;
     manager::OpenImage image;
     image.fd = base::UniqueFd(::open(file.c_str(), O_RDONLY | O_CLOEXEC));
-    image.size = file_size;
+    struct stat st = {};
+    if (::fstat(image.fd.get(), &st) == 0) image.stamp = store::StampOf(st);
+    image.stamp.size = file_size;
     image.sha512_hex = "ab12";
     image.turns = turns;
     image.rate = rate;

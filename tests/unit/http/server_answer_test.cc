@@ -424,6 +424,70 @@ TEST_F(HttpServerAnswer, NextRequestMayWaitBehindATurn) {
   EXPECT_EQ(conn.ReadBytes(2), "/2");
 }
 
+TEST_F(HttpServerAnswer, WhatIsMadeLaterIsMadeWithATurn) {
+  const auto turns = exec::Turns::Make(0);
+  std::atomic<int> asked{0}, made{0};
+  StartWith([&](const Request& request, Response& response) {
+    response.turns = turns;
+    response.body = "not this";
+    response.later = [&, path = request.path] {
+      ++made;
+      if (path == "/throws") throw std::runtime_error("x");
+      return Response{.status = 203, .body = path};
+    };
+    ++asked;
+  });
+  const base::UniqueFd fd = ConnectLocal(port_);
+  Conn conn(fd.get());
+  conn.Send("GET /1 HTTP/1.1\r\nHost: h\r\n\r\n");
+  while (asked < 1) std::this_thread::yield();
+  EXPECT_FALSE(Answered(fd, milliseconds(50)));
+  EXPECT_EQ(made, 0);
+  turns->SetLimit(1);
+  EXPECT_THAT(conn.ReadHead(), StartsWith("HTTP/1.1 203 "));
+  EXPECT_EQ(conn.ReadBytes(2), "/1");
+  EXPECT_THAT(Fetch("GET", "/throws"), StartsWith("HTTP/1.1 500 "));
+  EXPECT_THAT(Fetch("GET", "/2"), StartsWith("HTTP/1.1 203 "));
+  EXPECT_EQ(made, 3);
+}
+
+TEST_F(HttpServerAnswer, StopWhileMakingItLater) {
+  const auto turns = exec::Turns::Make(2);
+  std::atomic<int> begun{0};
+  std::atomic<bool> go_on{false};
+  StartWith([&](const Request&, Response& response) {
+    response.turns = turns;
+    response.later = [&] {
+      ++begun;
+      while (!go_on) std::this_thread::yield();
+      return Response{.body = "too late"};
+    };
+  });
+  const base::UniqueFd first = Ask(port_), second = Ask(port_);
+  while (begun < 2) std::this_thread::yield();
+  Conn(first.get()).ResetAtClose();
+  std::jthread stop([&] { server_.reset(); });
+  std::this_thread::sleep_for(milliseconds(20));
+  go_on = true;
+}
+
+TEST_F(HttpServerAnswer, AFileThatFailsItsCheckIsCutOff) {
+  std::atomic<int> left{3};
+  StartWith([&](const Request&, Response& response) {
+    response.file = HugeFile(kHuge);
+    response.file_size = kHuge;
+    response.check = [&] {
+      return left-- > 0 ? base::OkStatus() : base::AbortedError("changed");
+    };
+  });
+  const base::UniqueFd fd = Ask(port_);
+  Conn conn(fd.get());
+  EXPECT_THAT(conn.ReadHead(), StartsWith("HTTP/1.1 200 "));
+  const std::string all = conn.ReadBytes(kHuge);
+  EXPECT_GT(all.size(), 0u);
+  EXPECT_LE(all.size(), 3u << 20) << "three slices at most";
+}
+
 TEST_F(HttpServerAnswer, StopWhileWaitingForATurn) {
   const auto turns = exec::Turns::Make(0);
   std::atomic<int> asked{0};

@@ -361,7 +361,7 @@ TEST_F(ManagerTest, RemoveInUseIsAllOrNothingUnlessForced) {
   MakeReady(Spec());
   auto open = manager_->Open("debian", "", "disk-b");
   ASSERT_TRUE(open.ok()) << open.status().ToString();
-  EXPECT_EQ(open->size, content_.size());
+  EXPECT_EQ(open->stamp.size, content_.size());
   EXPECT_EQ(open->sha512_hex, Sha512(content_).Hex());
   EXPECT_EQ(manager_->Remove("debian", "", false).code(),
             Code::kFailedPrecondition);
