@@ -16,7 +16,8 @@ import time
 
 import transfers
 from common import (GIB, MIB, TOP, Daemon, Nginx, PeakMemory, make_disk,
-                    quietly, random_file, row, settle, sparse_file)
+                    median_ratio, quietly, random_file, row, seconds, settle,
+                    sparse_file)
 
 
 def bench_download(args, work):
@@ -47,11 +48,10 @@ def bench_download(args, work):
         daemon.stop()
         nginx.stop()
     ours, theirs = ours[1:], theirs[1:]
-    ratio = statistics.median(a / b for a, b in zip(ours, theirs))
+    ratio = median_ratio(ours, theirs)
     return [row("download of 2 GiB random raw from nginx until ready, "
                 "SHA-512 and fsync included",
-                f"{statistics.median(ours):.2f} s",
-                f"`curl -o` + `sync`: {statistics.median(theirs):.2f} s",
+                seconds(ours), f"`curl -o` + `sync`: {seconds(theirs)}",
                 f"{ratio:.2f} x", "at most 1.15 x", ratio <= 1.15)]
 
 
@@ -97,11 +97,10 @@ def bench_reflink(args, work):
     finally:
         quietly("umount", str(mount))
     ours, theirs = ours[1:], theirs[1:]
-    ratio = statistics.median(a / b for a, b in zip(ours, theirs))
+    ratio = median_ratio(ours, theirs)
     return [row("copy of a 2 GiB image to another disk directory of one XFS",
                 f"{statistics.median(ours) * 1000:.0f} ms",
-                "`cp --reflink=never` + `sync`: "
-                f"{statistics.median(theirs):.2f} s",
+                f"`cp --reflink=never` + `sync`: {seconds(theirs)}",
                 f"{ratio * 100:.1f} %", "under 5 %", ratio < 0.05)]
 
 
@@ -144,8 +143,7 @@ def bench_start(args, work):
                 f"{statistics.median(times) * 1000:.0f} ms",
                 f"{max(read) / MIB:.1f} MiB of records read, "
                 f"{'image data read' if rehashed else '0 bytes rehashed'}",
-                f"{statistics.median(times):.2f} s",
-                "within 1 s of exec, 0 bytes rehashed",
+                seconds(times), "within 1 s of exec, 0 bytes rehashed",
                 statistics.median(times) <= 1.0 and not rehashed)]
 
 

@@ -4,6 +4,7 @@ import os
 import pathlib
 import signal
 import socket
+import statistics
 import subprocess
 import sys
 import threading
@@ -26,6 +27,20 @@ def free_port():
 
 def quietly(*command):
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+
+
+def timed(*command):
+    begin = time.monotonic()
+    quietly(*command)
+    return time.monotonic() - begin
+
+
+def median_ratio(ours, theirs):
+    return statistics.median(a / b for a, b in zip(ours, theirs))
+
+
+def seconds(values):
+    return f"{statistics.median(values):.2f} s"
 
 
 class Nginx:

@@ -3,11 +3,11 @@ import os
 import random
 import signal
 import statistics
-import subprocess
 import time
 
-from common import (GIB, MIB, Daemon, Nginx, PeakMemory, make_disk, quietly,
-                    random_file, row, settle, sparse_file)
+from common import (GIB, MIB, Daemon, Nginx, PeakMemory, make_disk,
+                    median_ratio, quietly, random_file, row, seconds, settle,
+                    sparse_file, timed)
 
 UUID = "00000000-0000-4000-8000-{:012}"
 
@@ -54,20 +54,6 @@ class Pair:
     def stop(self):
         self.receiver.stop()
         self.sender.stop()
-
-
-def timed(*command):
-    begin = time.monotonic()
-    quietly(*command)
-    return time.monotonic() - begin
-
-
-def median_ratio(ours, theirs):
-    return statistics.median(a / b for a, b in zip(ours, theirs))
-
-
-def seconds(values):
-    return f"{statistics.median(values):.2f} s"
 
 
 def bench_limited(args, work):
