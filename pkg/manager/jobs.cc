@@ -100,12 +100,12 @@ void ManagerImpl::Reconcile(const ImageKey& key) {
 
 bool ManagerImpl::HasSlot(Step step, const std::string& disk_uuid) const {
   if (step == Step::kScan || step == Step::kVerify) {
-    return scanning_.all < kMaxScans;
+    return scanning_ < kMaxScans;
   }
-  const Running& running = step == Step::kUpload ? uploading_ : transferring_;
-  const auto on_disk = running.on_disk.find(disk_uuid);
-  return running.all < limits_.transfers &&
-         (on_disk == running.on_disk.end() ||
+  if (step == Step::kUpload) return uploading_ < kMaxUploads;
+  const auto on_disk = transferring_on_disk_.find(disk_uuid);
+  return transferring_ < limits_.transfers &&
+         (on_disk == transferring_on_disk_.end() ||
           on_disk->second < limits_.transfers_per_disk);
 }
 
@@ -194,12 +194,18 @@ void ManagerImpl::CountJob(const Job& job, int change) {
   const auto add = [change](size_t& count) {
     count = change > 0 ? count + 1 : count - 1;
   };
-  const bool scan = job.step == Step::kScan || job.step == Step::kVerify;
-  Running& running = scan                        ? scanning_
-                     : job.step == Step::kUpload ? uploading_
-                                                 : transferring_;
-  add(running.all);
-  add(running.on_disk[job.disk_uuid]);
+  switch (job.step) {
+    case Step::kScan:
+    case Step::kVerify:
+      add(scanning_);
+      return;
+    case Step::kUpload:
+      add(uploading_);
+      return;
+    default:
+      add(transferring_);
+      add(transferring_on_disk_[job.disk_uuid]);
+  }
 }
 
 void ManagerImpl::Cancel(CopyEntry& copy) { copy.stop.request_stop(); }
@@ -603,9 +609,7 @@ void ManagerImpl::OnProgressTimer() {
       if (moved) Touch(key, image);
       changed = changed || moved;
     }
-    if (scanning_.all + transferring_.all + uploading_.all > 0) {
-      ArmProgressTimer();
-    }
+    if (scanning_ + transferring_ + uploading_ > 0) ArmProgressTimer();
   }
   if (changed) Notify();
 }

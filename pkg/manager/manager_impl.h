@@ -37,6 +37,10 @@ using store::ImageKey;
 
 // Reads of whole files at once, on the whole node.
 inline constexpr size_t kMaxScans = 2;
+// Requests that bring bytes at once, on the whole node. (Their pace is their
+// clients': the limits of transfers are not for them, so that slow ones hold
+// up no download.)
+inline constexpr size_t kMaxUploads = 32;
 
 // An image on one disk, as the manager works with it.
 struct CopyEntry {
@@ -351,13 +355,10 @@ class ManagerImpl : public Manager {
   uint64_t next_job_ = 1;
   uint64_t revision_ = 0;
   // Running jobs: readings, transfers, and what others bring.
-  struct Running {
-    size_t all = 0;
-    std::map<std::string, size_t> on_disk;  // by its uuid
-  };
-  Running scanning_;
-  Running transferring_;
-  Running uploading_;
+  size_t scanning_ = 0;
+  size_t transferring_ = 0;
+  std::map<std::string, size_t> transferring_on_disk_;  // by its uuid
+  size_t uploading_ = 0;
   std::deque<ImageKey> waiting_;  // for a free thread
   std::map<ImageKey, ImageEntry> images_;
   std::map<uint64_t, ImageKey> by_revision_;

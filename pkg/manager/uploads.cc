@@ -19,6 +19,10 @@ namespace {
 constexpr char kWaiting[] = "waiting for an upload";
 constexpr char kWaitingForRest[] = "waiting for the rest of an upload";
 
+bool SaysWaiting(const std::string& message) {
+  return message.starts_with(kWaiting) || message.starts_with(kWaitingForRest);
+}
+
 }  // namespace
 
 // One request. Shared with what ends it when the image is removed meanwhile.
@@ -234,10 +238,7 @@ void ManagerImpl::AwaitUpload(const ImageKey& key, ImageEntry& image,
     copy.expires = now + options_.upload_expiry;
     ArmRetryTimer();
   }
-  if (copy.state == CopyState::kPending && !copy.message.empty() &&
-      copy.message.starts_with(kWaiting)) {
-    return;
-  }
+  if (copy.state == CopyState::kPending && SaysWaiting(copy.message)) return;
   SetState(copy, CopyState::kPending,
            copy.partial ? kWaitingForRest : kWaiting);
   Touch(key, image);
@@ -287,10 +288,8 @@ Result<ManagerImpl::Job> ManagerImpl::BeginUploadJob(Lock& lock,
     return base::UnavailableError("no disk can take the upload now");
   }
   if (!HasSlot(Step::kUpload, chosen)) {
-    return base::UnavailableError(
-        std::to_string(uploading_.all) +
-        " uploads run already (transfers.max, transfers.max_per_disk); try "
-        "again later");
+    return base::UnavailableError(std::to_string(kMaxUploads) +
+                                  " uploads run already; try again later");
   }
   return BeginJob(it->first, image, chosen, image.copies.at(chosen),
                   Step::kUpload);

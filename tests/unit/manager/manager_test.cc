@@ -494,31 +494,40 @@ TEST_F(ManagerTest, UploadsHaveTheirOwnBound) {
   options_.disk_paths = {dir_ / "a"};
   options_.limits.transfers = 1;
   Begin();
-  for (const char* name : {"one", "two"}) {
-    ImageSpec spec = Spec(name);
+  constexpr int kAtOnce = 32;
+  const auto name = [](int i) { return "image" + std::to_string(i); };
+  for (int i = 0; i <= kAtOnce; ++i) {
+    ImageSpec spec = Spec(name(i));
     spec.source = {};
     spec.source.upload = true;
     ASSERT_TRUE(manager_->Ensure(spec).ok());
   }
-  auto upload = manager_->BeginUpload("one", "", 0, content_.size());
+  std::vector<std::unique_ptr<Upload>> others;
+  for (int i = 1; i < kAtOnce; ++i) {
+    auto begun = manager_->BeginUpload(name(i), "", 0, content_.size());
+    ASSERT_TRUE(begun.ok()) << begun.status().ToString();
+    others.push_back(*std::move(begun));
+  }
+  auto upload = manager_->BeginUpload(name(0), "", 0, content_.size());
   ASSERT_TRUE(upload.ok()) << upload.status().ToString();
-  const auto second = manager_->BeginUpload("two", "", 0, content_.size());
-  EXPECT_EQ(second.status().code(), Code::kUnavailable);
-  EXPECT_THAT(second.status().message(), HasSubstr("transfers.max"));
+  const auto more =
+      manager_->BeginUpload(name(kAtOnce), "", 0, content_.size());
+  EXPECT_EQ(more.status().code(), Code::kUnavailable);
+  EXPECT_THAT(more.status().message(), HasSubstr("32 uploads run already"));
   MakeReady(Spec());  // a download goes on all the same
   BIM_ASSERT_OK((*upload)->Append(test::AsBytes(content_).first(2 * kMiB)));
   const auto rest = (*upload)->Finish(false);
   ASSERT_TRUE(rest.ok()) << rest.status().ToString();
   EXPECT_EQ(rest->offset, 2 * kMiB);
   upload->reset();
-  auto other = manager_->BeginUpload("two", "", 0, content_.size());
+  auto other = manager_->BeginUpload(name(kAtOnce), "", 0, content_.size());
   ASSERT_TRUE(other.ok()) << other.status().ToString();
   other->reset();
-  upload = manager_->BeginUpload("one", "", 2 * kMiB, content_.size());
+  upload = manager_->BeginUpload(name(0), "", 2 * kMiB, content_.size());
   ASSERT_TRUE(upload.ok()) << upload.status().ToString();
   BIM_ASSERT_OK((*upload)->Append(test::AsBytes(content_).subspan(2 * kMiB)));
   ASSERT_TRUE((*upload)->Finish(false).ok());
-  EXPECT_EQ(Status("one").current_sha512, Sha512(content_));
+  EXPECT_EQ(Status(name(0)).current_sha512, Sha512(content_));
 }
 
 TEST_F(ManagerTest, ARepairOnADiskThatIsAwayIsRefused) {
