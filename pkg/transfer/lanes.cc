@@ -292,7 +292,9 @@ bool LaneGroup::ReadOne(size_t lane, RangeQueue::Claim* claim,
   }
   if (stop_.stop_requested()) return false;
   // Another try, as one stream, may do.
-  if (outcome.failure == Failure::kPermanent) ranges_refused_ = true;
+  if (outcome.failure == Failure::kPermanent && !lane_stop.stop_requested()) {
+    ranges_refused_ = true;
+  }
   if (ranges_refused_) outcome.failure = Failure::kTransient;
   bool others = false;
   {

@@ -74,7 +74,7 @@ Result<store::ImageRecord> GetManifest(const PeerInfo& peer,
   request.proxy = "none";
   request.max_redirects = 0;
   request.deadlines = DeadlinesOf(options.peers);
-  // Nobody waits for a turn to be told a manifest.
+  // Others are told theirs in a moment: it does not wait for a turn for long.
   request.deadlines.first_byte = options.peers.stall;
   TextSink sink(store::kMaxManifest);
   const http::Outcome got = http::Get(request, sink, stop);
