@@ -1,6 +1,7 @@
 """Images that are brought by HTTP: whole, in parts, and after everything that
 can befall an upload."""
 
+import gzip
 import os
 import select
 import signal
@@ -566,6 +567,85 @@ def test_an_abandoned_one_expires_after_a_restart(start_daemon, disk):
     upload.daemon.client.wait_image("a", lambda i: "abandoned" in i.message, "told so")
     assert not disk.temp_files()
     assert upload.put().status == 201
+    upload.assert_ready()
+
+
+@pytest.mark.parametrize("what", ["plain", "gzip"])
+def test_the_last_step_fails_for_the_disks_sake(start_daemon, disk, what):
+    """All bytes came, and are right: they are not thrown away."""
+    upload = Uploads(start_daemon([disk], env={
+        "BIM_FAILPOINTS": "store.commit.before_fsync=error:5"}))
+    data = DATA if what == "plain" else gzip.compress(DATA, 1)
+    answer = upload.put(data)
+    assert answer.status == 503, answer.text
+    failed = upload.daemon.client.wait_state("a", "failed")
+    assert "Input/output error" in failed.message
+    assert failed.copies[0].HasField("next_attempt"), "not for good"
+    upload.daemon.restart(env={})
+    head = upload.head()
+    if what == "gzip":  # what was decoded cannot be gone on with
+        assert head.offset == 0
+        assert upload.put(data).status == 201
+    else:
+        assert head.offset == SIZE and int(head.headers["upload-length"]) == SIZE
+        answer = upload.patch(SIZE, b"")
+        assert answer.status == 201, answer.text
+    upload.assert_ready()
+
+
+def test_bytes_outlive_a_failure_of_the_disk(start_daemon, disk):
+    """What came is kept for as long as that of any other upload, not only
+    until the image may be tried again."""
+    upload = Uploads(start_daemon([disk], {"uploads": {"expiry": "1h"}}, env={
+        "BIM_FAILPOINTS": "store.ingest.write=error:28@12"}))
+    answer = upload.put()
+    assert answer.status == 507, answer.text
+    failed = upload.daemon.client.wait_state("a", "failed")
+    assert "No space" in failed.message
+    # The window of backoff.first, and then some.
+    pending = upload.daemon.client.wait_state("a", "pending", 20)
+    assert "rest" in pending.message
+    upload.daemon.restart(env={})
+    head = upload.head()
+    assert 4 * MIB < head.offset < SIZE
+    assert upload.patch(head.offset, DATA[head.offset:]).status == 201
+    upload.assert_ready()
+
+
+def test_a_full_disk_is_not_an_archive_that_is_broken(start_daemon, disk):
+    data = gzip.compress(DATA, 1)
+    upload = Uploads(start_daemon([disk], env={
+        "BIM_FAILPOINTS": "store.ingest.write=error:28@12"}))
+    assert upload.put(data).status == 507
+    failed = upload.daemon.client.wait_state("a", "failed")
+    assert "No space" in failed.message
+    assert failed.copies[0].HasField("next_attempt"), "not for good"
+    upload.daemon.restart(env={})
+    assert upload.put(data).status == 201
+    upload.assert_ready()
+
+
+def threads_of(daemon):
+    names = set()
+    for task in os.listdir(f"/proc/{daemon.pid}/task"):
+        try:
+            with open(f"/proc/{daemon.pid}/task/{task}/comm") as file:
+                names.add(file.read().strip())
+        except FileNotFoundError:
+            pass
+    return names
+
+
+def test_one_that_waits_has_no_threads(upload):
+    stages = {"bim-write", "bim-hash", "bim-sync"}
+    total = {"Upload_Length": SIZE}
+    at = 0
+    for stop in (5 * MIB + 77, 5 * MIB + 78, 17 * MIB):
+        assert upload.patch(at, DATA[at:stop], **total).status == 204
+        at = stop
+        wait_until(lambda: not stages & threads_of(upload.daemon),
+                   lambda: f"no thread of {threads_of(upload.daemon)}")
+    assert upload.patch(at, DATA[at:]).status == 201
     upload.assert_ready()
 
 
