@@ -725,7 +725,6 @@ Status IngestImpl::DoRestore(std::stop_token stop) {
     return base::ErrnoError(errno, "cannot sync " + TempPath());
   }
   (void)::posix_fadvise(temp_.get(), 0, 0, POSIX_FADV_DONTNEED);
-  BIM_FAILPOINT("store.restore.dropped");
   JournalHeader header = partial_.header;
   // With a reference the content is what that says, whatever it was before.
   if (reference) header.validator = "sha512:" + reference->sha512.Hex();

@@ -202,3 +202,19 @@ def test_bytes_of_an_unfinished_download_are_used_by_a_peer_alone(
     assert ready.copies[0].origin in ("peer", "resumed peer")
     assert durable >= 12 * MIB
     assert wire.received <= SIZE - durable + OVERHEAD
+
+
+def test_a_disk_is_let_go_of_while_its_chunks_are_looked_for(
+        start_daemon, start_peer, relay, disks, files):
+    """A long transfer to one disk does not hold another one."""
+    old, new = disks.directory("old"), disks.directory("new")
+    client = start_daemon([old, new], FILE).client
+    bring(client, files, "v1", V1, [old])
+    wire, address = relay(start_peer({"v2": V2}), hold_at=CHUNK)
+    client.ensure("v2", uuid="u-v2", peers=[address], disks=[new])
+    wire.wait_held()
+    client.remove_disk(old, force=True)
+    again = client.add_disk(old)
+    assert (again.state, again.epoch) == ("ready", 2), again.message
+    wire.release()
+    client.wait_ready("v2")

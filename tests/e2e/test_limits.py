@@ -332,3 +332,19 @@ def test_a_configuration_out_of_bounds(start_daemon, section, key, value):
     daemon.spawn()
     assert daemon.wait_exit() == 2
     assert f"{section}.{key}" in daemon.log()
+
+
+def test_holes_are_not_read(start_daemon, disk, files):
+    """They cost nothing of the rate: a GiB of which 64 KiB are data."""
+    path = files / "sparse"
+    with open(path, "wb") as file:
+        file.truncate(1024 * MIB)
+        file.seek(512 * MIB)
+        file.write(images.random_bytes(65536))
+    client = start_daemon([disk], {"sources": {"allow_file": True}}).client
+    client.ensure("a", f"file://{path}")
+    client.wait_ready("a")
+    client.set_limits(background_read_rate=65536)
+    began = time.monotonic()
+    assert client.verify("a")[-1].ok
+    assert took(began) < scaled(30)

@@ -355,3 +355,24 @@ def test_what_was_never_proven_is_not_repaired(start_daemon, start_peer, disk):
         assert not daemon.client.get("a").copies[0].sha512_pending
     else:
         assert "proven" in last.message and file.read_bytes() == bytes(bad)
+
+
+def test_a_sector_that_cannot_be_read(from_url, disks):
+    """Nobody knows what it holds: the copy is looked at again and again, more
+    and more seldom; a repair makes it whole from another one."""
+    one, two = disks.directory("one"), disks.directory("two")
+    daemon = from_url(one, two, config={"backoff": {"max": "5m"}})
+    daemon.restart(env={"BIM_FAILPOINTS": "store.scan.read=error:5@10"})
+    client = daemon.client
+    last = client.verify("a", disks=[two])[-1]
+    assert not last.ok and "Input/output error" in last.message
+    copy = copy_of(client.get("a"), two)
+    assert copy.state == "unknown" and "trying again in 5 s" in copy.message
+    client.wait_image("a", lambda i: "again in 10 s" in copy_of(i, two).message,
+                      "the next reading")
+    last = client.verify("a", disks=[two], repair=True)[-1]
+    assert last.ok, last.message
+    assert copy_of(last.image, two).state == "ready"
+    assert copy_of(last.image, two).origin == "repair"
+    assert two.ready_file("a", "u-a").read_bytes() == DATA
+    assert damaged_file(two).read_bytes() == DATA
