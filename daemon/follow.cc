@@ -232,8 +232,9 @@ CommandEnd VerifyImage(Connection& connection, const Interrupt& interrupt,
     std::puts(ToJson(response, /*indented=*/true).c_str());
   } else if (response.ok()) {
     const std::string repaired =
-        response.repaired_chunks() == 0
-            ? ""
+        response.repaired_chunks() == 0 ? ""
+        : response.repaired_chunks() == 1
+            ? "1 damaged part was repaired, "
             : fmt::format("{} damaged parts were repaired, ",
                           response.repaired_chunks());
     std::printf("%s: verified, %s%s\n", command.name.c_str(), repaired.c_str(),

@@ -127,10 +127,19 @@ const size_t kSizes[] = {512,          1 * kKiB,        4 * kKiB,
                          6 * kMiB,     7 * kMiB + 1536, 9 * kMiB};
 
 TEST_F(IngestTest, RestsBetweenPieces) {
-  // Threads may be seen a moment before, or after, they are there.
+  // Of the stages; they get their names a moment after they begin.
   const auto threads = [] {
-    const std::filesystem::directory_iterator tasks("/proc/self/task");
-    return static_cast<size_t>(std::distance(begin(tasks), end(tasks)));
+    size_t count = 0;
+    for (const auto& task :
+         std::filesystem::directory_iterator("/proc/self/task")) {
+      std::ifstream file(task.path() / "comm");
+      std::string name;
+      file >> name;
+      if (name == "bim-write" || name == "bim-hash" || name == "bim-sync") {
+        ++count;
+      }
+    }
+    return count;
   };
   const auto becomes = [&](size_t count) {
     for (int i = 0; i < 5000 && threads() != count; ++i) {
