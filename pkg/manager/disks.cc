@@ -24,6 +24,7 @@ constexpr char kDisksFile[] = "disks.json";
 constexpr size_t kMaxDisksFile = 4 << 20;
 constexpr uint64_t kChecksPerProbe = 12;
 constexpr std::chrono::seconds kTakeDeadline{30};
+constexpr std::chrono::seconds kReleaseDeadline{5};
 
 bool IsWantedOn(const ImageSpec& spec, const std::string& disk_uuid) {
   return spec.all_disks || std::find(spec.disks.begin(), spec.disks.end(),
@@ -160,48 +161,49 @@ void ManagerImpl::ScheduleDiskCheck() {
 }
 
 void ManagerImpl::CheckDisks(bool probe) {
-  struct Known {
-    std::string path;
-    std::shared_ptr<store::Disk> disk;
-  };
-  std::vector<Known> known;
+  std::vector<std::string> paths;
   {
     Lock lock(mutex_);
     if (stopping_ || checking_disks_) return;
     checking_disks_ = true;
-    for (const DiskEntry& entry : disks_) {
-      known.push_back({entry.path, entry.disk});
-    }
+    for (const DiskEntry& entry : disks_) paths.push_back(entry.path);
   }
-  for (Known& item : known) {
-    if (!item.disk) {
-      TryDisk(item.path);
-      continue;
-    }
-    const DiskFault fault = item.disk->Check(probe);
-    const auto space = item.disk->GetSpace();
-    bool lost = false;
-    {
-      Lock lock(mutex_);
-      DiskEntry* entry = FindDisk(item.path);
-      if (entry == nullptr || entry->disk != item.disk) continue;
-      if (space.ok()) entry->space = *space;
-      if (fault.state != DiskState::kReady) {
-        BIM_LOG_ERROR("disk {} at {}: {}: {}", entry->expected_uuid,
-                      entry->path, store::DiskStateName(fault.state),
-                      fault.message);
-        LoseDisk(*entry, fault);
-        lost = true;
-      }
-    }
-    if (lost) {
-      Notify();
-    } else {
-      CheckFiles(item.disk->uuid(), item.disk);
-    }
-  }
+  for (const std::string& path : paths) CheckDisk(path, probe);
   Lock lock(mutex_);
   checking_disks_ = false;
+}
+
+void ManagerImpl::CheckDisk(const std::string& path, bool probe) {
+  // Held for this disk's check only: it may be on its way out.
+  std::shared_ptr<store::Disk> disk;
+  {
+    Lock lock(mutex_);
+    const DiskEntry* entry = FindDisk(path);
+    if (entry == nullptr) return;
+    disk = entry->disk;
+  }
+  if (!disk) {
+    (void)TryDisk(path);
+    return;
+  }
+  const DiskFault fault = disk->Check(probe);
+  const auto space = disk->GetSpace();
+  {
+    Lock lock(mutex_);
+    DiskEntry* entry = FindDisk(path);
+    if (entry == nullptr || entry->disk != disk) return;
+    if (space.ok()) entry->space = *space;
+    if (fault.state != DiskState::kReady) {
+      BIM_LOG_ERROR("disk {} at {}: {}: {}", entry->expected_uuid, entry->path,
+                    store::DiskStateName(fault.state), fault.message);
+      LoseDisk(*entry, fault);
+    }
+  }
+  if (fault.state == DiskState::kReady) {
+    CheckFiles(disk->uuid(), disk);
+  } else {
+    Notify();
+  }
 }
 
 void ManagerImpl::LoseDisk(DiskEntry& entry, DiskFault fault) {
@@ -292,11 +294,16 @@ bool ManagerImpl::TryDisk(const std::string& path) {
     if (!busy_disks_.insert(path).second) return false;
     expected = entry->expected_uuid;
   }
-  const auto done = [&](const Lock& lock) {
-    BIM_CHECK(lock.owns_lock());
-    busy_disks_.erase(path);
-    jobs_changed_.notify_all();
-  };
+  ClaimDisk(path, expected);
+  // Only now: a disk that was claimed in vain has been let go of.
+  Lock lock(mutex_);
+  busy_disks_.erase(path);
+  jobs_changed_.notify_all();
+  return true;
+}
+
+void ManagerImpl::ClaimDisk(const std::string& path,
+                            const std::string& expected) {
   auto claimed = store::Disk::Claim(
       path, expected,
       {options_.manager_id, options_.version, options_.endpoint});
@@ -322,10 +329,7 @@ bool ManagerImpl::TryDisk(const std::string& path) {
                "disk " + disk->uuid() + " is already used at " + same->path};
       disk.reset();
     }
-    if (entry == nullptr || stopping_) {
-      done(lock);
-      return true;
-    }
+    if (entry == nullptr || stopping_) return;
     if (!disk) {
       changed = entry->fault.message != fault.message;
       if (changed) {
@@ -336,7 +340,6 @@ bool ManagerImpl::TryDisk(const std::string& path) {
       // It said who it is, though it cannot be used.
       if (entry->expected_uuid.empty()) entry->expected_uuid = fault.uuid;
       AddMissingCopies();
-      done(lock);
     } else {
       save = entry->expected_uuid != disk->uuid();
       entry->expected_uuid = disk->uuid();
@@ -345,7 +348,7 @@ bool ManagerImpl::TryDisk(const std::string& path) {
   if (!disk) {
     if (fault.state == DiskState::kReadOnly) ShowUnusable(path, fault.uuid);
     if (changed) Notify();
-    return true;
+    return;
   }
   if (save) {
     if (Status saved = SaveDisks(); !saved.ok()) {
@@ -353,9 +356,6 @@ bool ManagerImpl::TryDisk(const std::string& path) {
     }
   }
   LoadDisk(disk);
-  Lock lock(mutex_);
-  done(lock);
-  return true;
 }
 
 Result<std::vector<Desired>> ManagerImpl::ReadWanted(const io::Dir& root) {
@@ -614,10 +614,19 @@ Result<DiskStatus> ManagerImpl::AddDisk(const std::string& given,
 Status ManagerImpl::RemoveDisk(const std::string& uuid_or_path, bool force) {
   {
     Lock lock(mutex_);
+    // While it is being claimed nobody can say what holds it.
+    const bool idle = jobs_changed_.wait_for(lock, kTakeDeadline, [&] {
+      const DiskEntry* entry = FindDisk(uuid_or_path);
+      return entry == nullptr || busy_disks_.count(entry->path) == 0;
+    });
     DiskEntry* entry = FindDisk(uuid_or_path);
     if (entry == nullptr) {
       return base::NotFoundError("cannot find disk '" +
                                  base::Printable(uuid_or_path) + "'");
+    }
+    if (!idle) {
+      return base::UnavailableError("disk at " + entry->path +
+                                    " is being taken, or removed; try again");
     }
     const std::string uuid = entry->expected_uuid;
     const std::string path = entry->path;
@@ -644,7 +653,8 @@ Status ManagerImpl::RemoveDisk(const std::string& uuid_or_path, bool force) {
     }
     // A check or a retired ingest may hold it, and so its lock, a moment
     // longer.
-    for (int i = 0; i < 500 && !released.expired(); ++i) {
+    const auto until = std::chrono::steady_clock::now() + kReleaseDeadline;
+    while (!released.expired() && std::chrono::steady_clock::now() < until) {
       jobs_changed_.wait_for(lock, std::chrono::milliseconds(10));
     }
     busy_disks_.erase(path);

@@ -203,11 +203,13 @@ class ManagerImpl : public Manager {
   void ScheduleDiskCheck();
   // `probe`: also whether they can be written to.
   void CheckDisks(bool probe);
+  void CheckDisk(const std::string& path, bool probe);
   void CheckFiles(const std::string& disk_uuid,
                   const std::shared_ptr<store::Disk>& disk);
   // Claims and loads a disk that cannot be used yet. False: somebody else is at
   // it.
   bool TryDisk(const std::string& path);
+  void ClaimDisk(const std::string& path, const std::string& expected_uuid);
   void LoadDisk(const std::shared_ptr<store::Disk>& disk);
   // What is wanted on a disk; any unreadable record is a failure.
   static base::Result<std::vector<Desired>> ReadWanted(const io::Dir& root);
