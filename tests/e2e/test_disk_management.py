@@ -187,3 +187,28 @@ def test_keys_to_ignore(start_daemon, disks):
         {"diskName": "d", "diskUUID": one.uuid, "diskDriver": None, "state": {"a": 1},
          "more": [1, 2]}))
     assert start_daemon([one]).client.disk(one).uuid == one.uuid
+
+
+@pytest.mark.parametrize("how", ["empty", "with an image", "among others"])
+def test_removed_and_added_again_many_times(start_daemon, disks, origin, how):
+    """Whatever a check of the disks does at that moment: ready at once."""
+    one = disks.directory("one")
+    count = 8 if how == "among others" else 0
+    others = [disks.directory(f"d{n}") for n in range(count)]
+    daemon = start_daemon(others, {"disks": {"check_interval": "50ms"}})
+    client = daemon.client
+    epoch = client.add_disk(one).epoch
+    if how != "empty":
+        client.ensure("a", origin.serve("/a", Content(DATA)), [one])
+        client.wait_ready("a")
+    for _ in range(50):
+        client.remove_disk(one, force=True)
+        again = client.add_disk(one)
+        assert (again.state, again.message) == ("ready", "")
+        assert again.uuid == one.uuid and again.epoch == epoch + 1
+        epoch = again.epoch
+    if how != "empty":
+        assert client.wait_ready("a").copies[0].disk_path == str(one)
+        assert origin.count("/a") == 1
+    daemon.restart()
+    assert daemon.client.disk(one).state == "ready"

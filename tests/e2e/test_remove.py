@@ -16,6 +16,7 @@ from lib.servers import Content, Never
 
 PRECONDITION = grpc.StatusCode.FAILED_PRECONDITION
 NOT_FOUND = grpc.StatusCode.NOT_FOUND
+UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
 
 
 @pytest.fixture
@@ -161,3 +162,52 @@ def test_foreign_files_are_not_deleted(ready):
     assert foreign.read_text() == "keep me\n"
     assert both[0].image_files() == [f"a-{uuid}", f"a-{uuid}/notes.txt"]
     assert both[1].image_files() == []
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("ends", ["failed", "ready"])
+def test_while_it_is_told_other_peers(start_daemon, disks, connect, origin, image,
+                                      ends):
+    """Who changes what is wanted brings back nothing that is removed."""
+    both = [disks.directory("one"), disks.directory("two")]
+    daemon = start_daemon(both)
+    url = (origin.serve("/a", Content(image.data)) if ends == "ready"
+           else origin.url("/nothing"))
+    ensuring, removing = connect(daemon.address), connect(daemon.address)
+    wrong = []
+
+    def ensure(number):
+        for peer in range(6):
+            try:
+                ensuring.ensure("a", url, uuid="u",
+                                peers=[f"127.0.0.1:{1 + (number + peer) % 4}"])
+            except grpc.RpcError as error:
+                # Being removed at that moment.
+                if error.code() != UNAVAILABLE:
+                    wrong.append(error)
+
+    def remove(client, *expected):
+        try:
+            client.remove("a", "u", force=True)
+        except grpc.RpcError as error:
+            if error.code() not in (NOT_FOUND, *expected):
+                wrong.append(error)
+
+    for number in range(30):
+        if number % 2:
+            daemon.client.ensure("a", url, uuid="u")
+        threads = [threading.Thread(target=ensure, args=(number,)),
+                   *(threading.Thread(target=remove, args=(removing, UNAVAILABLE))
+                     for _ in range(2))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(scaled(60))
+            assert not thread.is_alive()
+        remove(daemon.client)
+        assert not wrong, wrong
+        gone(daemon, both)
+        if number % 10 == 9:
+            daemon.restart(kill=number == 19)
+            gone(daemon, both)
+            ensuring, removing = connect(daemon.address), connect(daemon.address)

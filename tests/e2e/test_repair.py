@@ -376,3 +376,47 @@ def test_a_sector_that_cannot_be_read(from_url, disks):
     assert copy_of(last.image, two).origin == "repair"
     assert two.ready_file("a", "u-a").read_bytes() == DATA
     assert damaged_file(two).read_bytes() == DATA
+
+
+@pytest.mark.parametrize("source", ["other disk", "peer"])
+def test_what_cannot_be_read_is_repaired_for_good(from_url, start_peer, disks, disk,
+                                                  source):
+    """Also one of which some chunks are wrong; afterwards no restart, and no
+    later reading, finds anything."""
+    peers, on = [], [disks.directory("two"), disk]
+    if source == "peer":
+        peers, on = [start_peer({"a": DATA}).address], [disk]
+    daemon = from_url(*on, peers=peers, config={"backoff": {"max": "5m"}})
+    daemon.restart(env={"BIM_FAILPOINTS": "store.scan.read=error:5@10"})
+    client = daemon.client
+    bad = damage(disk.ready_file("a", "u-a"))
+    last = client.verify("a", disks=[disk])[-1]
+    assert not last.ok and "Input/output error" in last.message
+    copy = copy_of(client.get("a"), disk)
+    assert copy.state == "unknown" and "trying again in 5 s" in copy.message
+    assert disk.ready_file("a", "u-a").read_bytes() == bad
+    last = client.verify("a", disks=[disk], repair=True)[-1]
+    assert last.ok and last.repaired_chunks == 3, last
+    assert copy_of(last.image, disk).state == "ready"
+    assert copy_of(last.image, disk).origin == "repair"
+    assert disk.ready_file("a", "u-a").read_bytes() == DATA
+    assert damaged_file(disk).read_bytes() == bad
+    assert not disk.temp_files()
+    daemon.restart(env={})
+    assert daemon.client.get("a").state == "ready"
+    assert daemon.client.verify("a")[-1].ok
+
+
+def test_what_cannot_be_read_and_nobody_has(from_url, disk):
+    """Left as it is, and not called damaged: it was not proven."""
+    daemon = from_url(disk)
+    daemon.restart(env={"BIM_FAILPOINTS": "store.scan.read=error:5@10"})
+    client = daemon.client
+    bad = damage(disk.ready_file("a", "u-a"))
+    last = client.verify("a", repair=True)[-1]
+    assert not last.ok and "Input/output error" in last.message
+    assert "repair" in last.message
+    copy = copy_of(client.get("a"), disk)
+    assert copy.state == "unknown" and "trying again in 5 s" in copy.message
+    assert disk.ready_file("a", "u-a").read_bytes() == bad
+    assert not damaged_file(disk).exists() and not disk.temp_files()
