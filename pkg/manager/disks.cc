@@ -78,6 +78,9 @@ Status ManagerImpl::LoadState() {
 }
 
 Status ManagerImpl::SaveDisks() {
+  // One at a time, each with what is known then: the last one written is the
+  // newest.
+  std::lock_guard saving(save_mutex_);
   json object = {
       {"version", 1}, {"disks", json::array()}, {"removed", json::array()}};
   {

@@ -346,6 +346,8 @@ class ManagerImpl : public Manager {
   exec::WorkerPool scans_;
   exec::WorkerPool control_;
 
+  // Held while the list of disks is written. Before the manager's mutex.
+  std::mutex save_mutex_;
   std::mutex mutex_;
   Limits limits_;
   std::condition_variable jobs_changed_;

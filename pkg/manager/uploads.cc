@@ -19,6 +19,12 @@ namespace {
 constexpr char kWaiting[] = "waiting for an upload";
 constexpr char kWaitingForRest[] = "waiting for the rest of an upload";
 
+Status BeingVerified(const ImageKey& key, const std::string& disk_uuid) {
+  return base::UnavailableError("a file of the image '" + key.name +
+                                "' on disk " + disk_uuid +
+                                " is being verified; try again");
+}
+
 bool SaysWaiting(const std::string& message) {
   return message.starts_with(kWaiting) || message.starts_with(kWaitingForRest);
 }
@@ -276,9 +282,7 @@ Result<ManagerImpl::Job> ManagerImpl::BeginUploadJob(Lock& lock,
     }
     if (!UsableDisk(disk_uuid) || copy.damaged) continue;
     if (copy.state == CopyState::kUnknown) {
-      return base::UnavailableError("a file of the image '" + it->first.name +
-                                    "' on disk " + disk_uuid +
-                                    " is being verified; try again");
+      return BeingVerified(it->first, disk_uuid);
     }
     if (chosen.empty() || (copy.partial && !image.copies.at(chosen).partial)) {
       chosen = disk_uuid;
@@ -355,6 +359,10 @@ Result<UploadStatus> ManagerImpl::GetUpload(std::string_view name,
       }
       if (copy.upload_offset > 0 && copy.ingest) {
         return UploadStatus{copy.upload_offset, copy.upload_size, false};
+      }
+      // Who asks shall not begin to bring what may be here.
+      if (copy.state == CopyState::kUnknown && UsableDisk(disk_uuid)) {
+        return BeingVerified(it->first, disk_uuid);
       }
       restore = restore || (copy.partial && UsableDisk(disk_uuid));
     }

@@ -212,3 +212,39 @@ def test_removed_and_added_again_many_times(start_daemon, disks, origin, how):
         assert origin.count("/a") == 1
     daemon.restart()
     assert daemon.client.disk(one).state == "ready"
+
+
+def test_added_by_several_at_once(start_daemon, disks, connect):
+    """All are told of the same disk, and that it is ready."""
+    one = disks.directory("one")
+    daemon = start_daemon([], {"disks": {"check_interval": "50ms"}})
+    clients = [connect(daemon.address) for _ in range(4)]
+    for _ in range(15):
+        added, threads = [], []
+        for client in clients:
+            threads.append(threading.Thread(
+                target=lambda c=client: added.append(c.add_disk(one))))
+            threads[-1].start()
+        for thread in threads:
+            thread.join(40)
+        assert [d.state for d in added] == ["ready"] * len(clients), added
+        assert len({d.epoch for d in added}) == 1
+        daemon.client.remove_disk(one, force=True)
+
+
+def test_many_added_at_once(start_daemon, disks, connect):
+    """Each is told of its own, and all are remembered."""
+    daemon = start_daemon([])
+    many = [disks.directory(f"d{n}") for n in range(8)]
+    clients = [connect(daemon.address) for _ in many]
+    added, threads = [], []
+    for client, disk in zip(clients, many):
+        threads.append(threading.Thread(
+            target=lambda c=client, d=disk: added.append(c.add_disk(d))))
+        threads[-1].start()
+    for thread in threads:
+        thread.join(40)
+    assert sorted(d.uuid for d in added) == sorted(d.uuid for d in many)
+    assert {d.state for d in added} == {"ready"}
+    daemon.restart(kill=True)
+    assert len(daemon.client.list_disks()) == len(many)
