@@ -27,6 +27,11 @@ void Turns::Withdraw(uint64_t ticket) {
   withdrawn = waiting_.extract(ticket);
 }
 
+size_t Turns::taken() {
+  std::lock_guard lock(mutex_);
+  return taken_;
+}
+
 void Turns::SetLimit(size_t limit) {
   {
     std::lock_guard lock(mutex_);

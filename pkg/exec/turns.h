@@ -43,6 +43,8 @@ class Turns : public std::enable_shared_from_this<Turns> {
   // longer counts as waiting. Nothing happens when it has been called, or is
   // being called.
   void Withdraw(uint64_t ticket);
+  // How many have a turn now.
+  size_t taken();
   // More may begin at once; those that have a turn keep it.
   void SetLimit(size_t limit);
 

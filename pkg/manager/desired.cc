@@ -24,6 +24,7 @@ std::string EncodeDesired(const Desired& desired) {
                  {"size", spec.size},
                  {"disks", spec.disks},
                  {"allDisks", spec.all_disks},
+                 {"directed", spec.directed},
                  {"removing", desired.removing},
                  {"attempts", desired.attempts},
                  {"permanent", desired.permanent},
@@ -68,6 +69,7 @@ base::Result<Desired> DecodeDesired(std::string_view text) {
     object.at("size").get_to(spec.size);
     object.at("disks").get_to(spec.disks);
     object.at("allDisks").get_to(spec.all_disks);
+    if (object.contains("directed")) object["directed"].get_to(spec.directed);
     object.at("removing").get_to(desired.removing);
     object.at("attempts").get_to(desired.attempts);
     object.at("permanent").get_to(desired.permanent);

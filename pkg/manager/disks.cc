@@ -277,8 +277,13 @@ void ManagerImpl::CheckFiles(const std::string& disk_uuid,
     } else {
       BIM_LOG_WARN("image {} ({}) on disk {}: the file is gone", key.name,
                    key.uuid, disk_uuid);
-      SetState(copy, CopyState::kPending,
-               "the file is gone; fetching it again");
+      if (it->second.spec.directed) {
+        copy.permanent = true;
+        SetState(copy, CopyState::kFailed, "the file is gone");
+      } else {
+        SetState(copy, CopyState::kPending,
+                 "the file is gone; fetching it again");
+      }
       copy.judged.reset();
       copy.record.reset();
     }
@@ -388,6 +393,9 @@ void ManagerImpl::ShowUnusable(const std::string& path,
     if (is_new) it->second.spec = desired.spec;
     CopyEntry& copy = it->second.copies[uuid];
     if (copy.state == CopyState::kUnknown) continue;
+    if (desired.spec.directed && it->second.spec.directed) {
+      RestoreOrder(it->second, uuid, copy, desired.spec);
+    }
     SetState(copy, CopyState::kUnknown,
              "disk " + uuid + " cannot be used: " + entry->fault.message);
     Touch(key, it->second);
@@ -491,8 +499,16 @@ void ManagerImpl::LoadDisk(const std::shared_ptr<store::Disk>& disk) {
   std::vector<CopyEntry> copies;
   for (const Desired& desired : wanted) {
     CopyEntry copy = Judge(desired.spec, InspectOn(*disk, desired.spec), *disk);
-    if (copy.state == CopyState::kPending && !copy.found_file &&
-        !desired.last_error.empty()) {
+    if (desired.spec.directed && copy.state == CopyState::kPending &&
+        !copy.found_file) {
+      copy.state = CopyState::kFailed;
+      copy.message = desired.last_error.empty()
+                         ? "the manager was restarted before the file was "
+                           "complete"
+                         : desired.last_error;
+      copy.permanent = true;
+    } else if (copy.state == CopyState::kPending && !copy.found_file &&
+               !desired.last_error.empty()) {
       copy.state = CopyState::kFailed;
       copy.message = desired.last_error;
       copy.permanent = desired.permanent;
@@ -525,7 +541,9 @@ void ManagerImpl::LoadDisk(const std::shared_ptr<store::Disk>& disk) {
       auto [it, is_new] = images_.try_emplace(key);
       ImageEntry& image = it->second;
       if (is_new) image.spec = wanted[i].spec;
-      if (!(image.spec == wanted[i].spec)) {
+      if (wanted[i].spec.directed && image.spec.directed) {
+        RestoreOrder(image, uuid, copies[i], wanted[i].spec);
+      } else if (!(image.spec == wanted[i].spec)) {
         BIM_LOG_ERROR(
             "image {} ({}): disk {} wants it with another spec "
             "than the disks before it, which is used",

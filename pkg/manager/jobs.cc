@@ -57,7 +57,19 @@ void ManagerImpl::Reconcile(const ImageKey& key) {
                      copy.partial});
   }
   const auto now = system_clock::now();
-  const std::vector<Step> steps = Plan(views, now, image.spec.source.upload);
+  std::vector<Step> steps;
+  if (image.spec.directed) {
+    size_t view = 0;
+    for (const auto& [disk_uuid, copy] : image.copies) {
+      const SourceSpec source = copy.order ? copy.order->source : SourceSpec();
+      steps.push_back(copy.removing ? Step::kNone
+                                    : PlanDirected(views[view++], now,
+                                                   !(source == SourceSpec()),
+                                                   source.upload));
+    }
+  } else {
+    steps = Plan(views, now, image.spec.source.upload);
+  }
   size_t i = 0;
   for (auto& [disk_uuid, copy] : image.copies) {
     Step step = steps[i++];
@@ -125,7 +137,7 @@ ManagerImpl::Job ManagerImpl::BeginJob(const ImageKey& key, ImageEntry& image,
   job.id = next_job_++;
   job.step = step;
   job.key = key;
-  job.spec = image.spec;
+  job.spec = SpecOf(image, disk_uuid, copy);
   job.disk_uuid = disk_uuid;
   job.disk = UsableDisk(disk_uuid);
   BIM_CHECK(job.disk != nullptr);
@@ -242,8 +254,9 @@ bool ManagerImpl::AwaitJobs(
 // --- ending
 
 Desired ManagerImpl::DesiredOf(const ImageEntry& image,
-                               const CopyEntry& copy) const {
-  Desired desired{image.spec};
+                               const std::string& disk_uuid,
+                               const CopyEntry& copy) {
+  Desired desired{SpecOf(image, disk_uuid, copy)};
   if (copy.state == CopyState::kFailed) {
     desired.last_error = copy.message.empty() ? "failed" : copy.message;
     desired.permanent = copy.permanent;
@@ -275,8 +288,10 @@ void ManagerImpl::Remember(const ImageKey& key, const std::string& disk_uuid) {
     }
     const auto copy = it->second.copies.find(disk_uuid);
     disk = UsableDisk(disk_uuid);
-    if (copy == it->second.copies.end() || !disk) return;
-    desired = DesiredOf(it->second, copy->second);
+    if (copy == it->second.copies.end() || copy->second.removing || !disk) {
+      return;
+    }
+    desired = DesiredOf(it->second, disk_uuid, copy->second);
   }
   const Status put = disk->PutDesired(key, EncodeDesired(desired));
   if (!put.ok()) {
@@ -390,7 +405,7 @@ void ManagerImpl::EndJob(Job& job, JobEnd end) {
     if (copy->state == CopyState::kFailed && !copy->damaged) {
       remember.push_back(job.disk_uuid);
       // A source that fails one disk fails them all, at the same time.
-      if (job.step == Step::kDownload && !check_disks) {
+      if (job.step == Step::kDownload && !check_disks && !job.spec.directed) {
         for (auto& [other_uuid, other] : image.copies) {
           if (other.state != CopyState::kPending || !UsableDisk(other_uuid) ||
               other.running != Step::kNone || other.found_file) {
@@ -469,6 +484,14 @@ void ManagerImpl::ApplyFailure(const Job& job, ImageEntry& image,
     copy.found_file = false;
     copy.judged.reset();
     copy.record.reset();
+    if (job.spec.directed &&
+        (job.step == Step::kVerify || job.spec.source == SourceSpec())) {
+      // It is for who directs it to say what comes next.
+      copy.permanent = true;
+      SetState(copy, CopyState::kFailed,
+               message.empty() ? "the file is gone" : message);
+      return;
+    }
     SetState(copy, CopyState::kPending, "");
     return;
   }
@@ -516,6 +539,7 @@ void ManagerImpl::ApplyFailure(const Job& job, ImageEntry& image,
                    job.disk_uuid, copy.message);
       return;
     case Kind::kLater:
+      if (job.spec.directed) break;
       copy.due = now + decision.delay;
       copy.found_file = false;
       SetState(copy, CopyState::kFailed, message);
@@ -525,13 +549,13 @@ void ManagerImpl::ApplyFailure(const Job& job, ImageEntry& image,
           job.key.name, job.key.uuid, job.disk_uuid, seconds, message);
       return;
     case Kind::kNever:
-      copy.permanent = true;
-      copy.found_file = false;
-      SetState(copy, CopyState::kFailed, message);
-      BIM_LOG_ERROR("image {} ({}) on disk {}: failed for good: {}",
-                    job.key.name, job.key.uuid, job.disk_uuid, message);
-      return;
+      break;
   }
+  copy.permanent = true;
+  copy.found_file = false;
+  SetState(copy, CopyState::kFailed, message);
+  BIM_LOG_ERROR("image {} ({}) on disk {}: failed for good: {}", job.key.name,
+                job.key.uuid, job.disk_uuid, message);
 }
 
 // --- timers

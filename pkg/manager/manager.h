@@ -22,6 +22,7 @@
 #include "pkg/exec/event_loop.h"
 #include "pkg/exec/rate_limiter.h"
 #include "pkg/exec/turns.h"
+#include "pkg/manager/directed.h"
 #include "pkg/manager/types.h"
 #include "pkg/store/record.h"
 #include "pkg/transfer/options.h"
@@ -189,6 +190,32 @@ class Manager {
   virtual base::Result<std::unique_ptr<Upload>> BeginUpload(
       std::string_view name, std::string_view uuid, uint64_t offset,
       std::optional<uint64_t> size) = 0;
+
+  // --- Directed copies (directed.h). An image is either directed or Ensured,
+  // never both.
+
+  // Blocks. Registers a copy and looks at what lies at its place: when that
+  // fits, it is ready and the source is never asked. The rest of the work goes
+  // on by itself; its outcome is in the status. A copy that a restart brought
+  // back may be registered once more, when size and digest do not contradict.
+  // ALREADY_EXISTS ("already exists"): it is registered, or the image is
+  // Ensured. NOT_FOUND: no such disk. UNAVAILABLE: the disk cannot be used
+  // now.
+  virtual base::Result<DirectedStatus> Direct(DirectedSpec spec) = 0;
+  // NOT_FOUND ("cannot find"): no directed copy of it on that disk.
+  virtual base::Result<DirectedStatus> GetDirected(std::string_view disk,
+                                                   std::string_view name,
+                                                   std::string_view uuid) = 0;
+  // By name, then uuid.
+  virtual base::Result<std::vector<DirectedStatus>> ListDirected(
+      std::string_view disk) = 0;
+  // Blocks: cancels the work on the copy, deletes its files, open or not, and
+  // forgets it. One that nobody registered: deletes what lies there all the
+  // same. FAILED_PRECONDITION: the image is Ensured. DEADLINE_EXCEEDED: its
+  // work did not end within a minute.
+  virtual base::Status RemoveDirected(std::string_view disk,
+                                      std::string_view name,
+                                      std::string_view uuid) = 0;
 
   virtual Limits GetLimits() = 0;
   // INVALID_ARGUMENT: out of bounds (kMinRate, kMaxTransfers).

@@ -1,7 +1,8 @@
 // The manager's insides, shared by its source files: manager.cc (the calls of
 // the faces), disks.cc (taking, checking and loading disks), jobs.cc (beginning
 // and ending jobs), work.cc (what they do), uploads.cc (bytes that somebody
-// brings) and watch.cc (events). Nobody else includes it.
+// brings), directed.cc (copies that are directed one by one) and watch.cc
+// (events). Nobody else includes it.
 //
 // One mutex guards all state; it is never held across I/O. A job runs on a
 // pool thread with what it needs copied out, and comes back through EndJob.
@@ -42,8 +43,18 @@ inline constexpr size_t kMaxScans = 2;
 // up no download.)
 inline constexpr size_t kMaxUploads = 32;
 
+// What a directed copy was asked to be.
+struct Order {
+  SourceSpec source;
+  std::optional<base::Digest> sha512;
+  uint64_t size = 0;
+  bool restored = false;  // by this process, from the disk: to be asked again
+};
+
 // An image on one disk, as the manager works with it.
 struct CopyEntry {
+  std::optional<Order> order;  // of a directed image
+
   CopyState state = CopyState::kPending;
   std::string message;
   bool found_file = false;
@@ -69,6 +80,7 @@ struct CopyEntry {
   std::optional<uint64_t> upload_size;
   std::optional<TimePoint> expires;  // what came of it, when nobody goes on
   bool dropping = false;             // its bytes are being deleted
+  bool removing = false;             // of a directed copy
   // Of a scan or verification, in bytes.
   std::shared_ptr<std::atomic<uint64_t>> scanned;
   uint64_t shown_bytes = 0;  // of the last progress event
@@ -152,6 +164,14 @@ class ManagerImpl : public Manager {
   base::Result<std::unique_ptr<Upload>> BeginUpload(
       std::string_view name, std::string_view uuid, uint64_t offset,
       std::optional<uint64_t> size) override;
+  base::Result<DirectedStatus> Direct(DirectedSpec spec) override;
+  base::Result<DirectedStatus> GetDirected(std::string_view disk,
+                                           std::string_view name,
+                                           std::string_view uuid) override;
+  base::Result<std::vector<DirectedStatus>> ListDirected(
+      std::string_view disk) override;
+  base::Status RemoveDirected(std::string_view disk, std::string_view name,
+                              std::string_view uuid) override;
   Limits GetLimits() override;
   base::Status SetLimits(const Limits& limits) override;
 
@@ -289,7 +309,8 @@ class ManagerImpl : public Manager {
       const std::function<bool(const ImageKey&, const std::string&)>& of);
   store::IngestOptions IngestOptionsOf(const Job& job,
                                        const std::string& origin) const;
-  Desired DesiredOf(const ImageEntry& image, const CopyEntry& copy) const;
+  static Desired DesiredOf(const ImageEntry& image,
+                           const std::string& disk_uuid, const CopyEntry& copy);
   // Writes what is wanted of a copy, and what became of it, to its disk. Takes
   // the lock.
   void Remember(const ImageKey& key, const std::string& disk_uuid);
@@ -311,6 +332,20 @@ class ManagerImpl : public Manager {
   // ended.
   base::Status RestoreUpload(Job& job);
 
+  // --- directed.cc
+  // Serialises what is done to one directed copy: waits for its turn.
+  class Directing;
+  // What is wanted of this copy: the image's spec, with its order.
+  static ImageSpec SpecOf(const ImageEntry& image, const std::string& disk_uuid,
+                          const CopyEntry& copy);
+  // The other way round, as a restart finds it. Locked.
+  static void RestoreOrder(ImageEntry& image, const std::string& disk_uuid,
+                           CopyEntry& copy, const ImageSpec& spec);
+  // The disk of that uuid or path, or the first. Locked.
+  base::Result<DiskEntry*> DirectedDisk(std::string_view disk);
+  DirectedStatus DirectedStatusOf(const ImageKey& key, const ImageEntry& image,
+                                  const std::string& disk_uuid);  // locked
+
   // --- watch.cc
   void SetState(CopyEntry& copy, CopyState state, std::string message);
   void Touch(const ImageKey& key, ImageEntry& image);  // locked
@@ -318,6 +353,8 @@ class ManagerImpl : public Manager {
   // Wakes the subscribers. Not locked.
   void Notify();
   ImageStatus StatusOf(const ImageKey& key, const ImageEntry& image);
+  CopyStatus CopyStatusOf(const ImageKey& key, const std::string& disk_uuid,
+                          const CopyEntry& copy);  // locked
 
   // --- manager.cc
   // Waits, at most 30 s, while an image is being Ensured for the first time.
@@ -370,6 +407,8 @@ class ManagerImpl : public Manager {
   uint64_t forgotten_removals_ = 0;  // the newest revision dropped from there
   std::vector<DiskEntry> disks_;
   std::set<std::string> busy_disks_;  // paths being claimed
+  // Directed copies being registered or removed, by disk uuid.
+  std::set<std::pair<std::string, ImageKey>> directing_;
   // Removals that a disk has not seen yet: disk uuid -> images.
   std::map<std::string, std::set<ImageKey>> tombstones_;
   std::map<uint64_t, VerifyTask> verify_tasks_;

@@ -81,6 +81,27 @@ std::vector<Step> Plan(const std::vector<CopyView>& copies, TimePoint now,
   return steps;
 }
 
+Step PlanDirected(const CopyView& copy, TimePoint now, bool source,
+                  bool upload) {
+  if (!copy.disk_usable || copy.running != Step::kNone) return Step::kNone;
+  if (copy.due && *copy.due > now) return Step::kNone;
+  if (copy.found_file) return Step::kScan;
+  if (copy.damaged || copy.permanent) return Step::kNone;
+  switch (copy.state) {
+    case CopyState::kReady:
+    case CopyState::kFailed:
+      return Step::kNone;
+    case CopyState::kUnknown:
+      return Step::kVerify;
+    case CopyState::kPending:
+    case CopyState::kStarting:
+    case CopyState::kInProgress:
+      break;
+  }
+  if (!source) return Step::kNone;
+  return upload ? Step::kUpload : Step::kDownload;
+}
+
 CopyState Aggregate(const std::vector<CopyState>& states) {
   for (CopyState state :
        {CopyState::kFailed, CopyState::kUnknown, CopyState::kInProgress,

@@ -43,6 +43,11 @@ struct CopyView {
 std::vector<Step> Plan(const std::vector<CopyView>& copies, TimePoint now,
                        bool upload = false);
 
+// The step to begin now for a copy that is directed: it is tried once.
+// `source`: there is one beside the file that lies at its place.
+Step PlanDirected(const CopyView& copy, TimePoint now, bool source,
+                  bool upload);
+
 // The state of an image from those of its copies: "failed" when one failed,
 // else "unknown", "in-progress", "starting", "pending", "ready" in that order;
 // kPending without copies.

@@ -43,6 +43,9 @@ struct ImageSpec {
   std::vector<std::string> disks;
   bool all_disks = false;
   uint64_t size = 0;  // bytes, 0: not stated
+  // Directed copy by copy (directed.h): source, size and digest are those of
+  // each copy, and `disks` those that have one.
+  bool directed = false;
   friend bool operator==(const ImageSpec&, const ImageSpec&) = default;
 };
 

@@ -67,52 +67,69 @@ void ManagerImpl::SetState(CopyEntry& copy, CopyState state,
   copy.message = std::move(message);
 }
 
-ImageStatus ManagerImpl::StatusOf(const ImageKey&, const ImageEntry& image) {
+CopyStatus ManagerImpl::CopyStatusOf(const ImageKey& key,
+                                     const std::string& disk_uuid,
+                                     const CopyEntry& copy) {
+  CopyStatus out;
+  out.disk_uuid = disk_uuid;
+  for (const DiskEntry& disk : disks_) {
+    if (disk.expected_uuid == disk_uuid) out.disk_path = disk.path;
+  }
+  out.file_path = out.disk_path + "/" + store::DataFile(key);
+  out.state = copy.state;
+  out.message = copy.message;
+  out.attempts = copy.retry.attempts;
+  out.verify = copy.verify;
+  if (copy.state == CopyState::kFailed && !copy.permanent) {
+    out.next_attempt = copy.due;
+  }
+  const auto percent = [](uint64_t done, uint64_t total) -> uint32_t {
+    if (total == 0) return 0;
+    return static_cast<uint32_t>(
+        std::min<uint64_t>(100, done / (total / 100 + 1)));
+  };
+  uint64_t done = 0, total = 0;
+  if (copy.ingest) {
+    done = copy.ingest->stored_bytes();
+    total = copy.ingest->total_bytes();
+  }
+  if (copy.scanned && copy.judged) {
+    done = copy.scanned->load();
+    total = copy.judged->size;
+  }
+  if (copy.state == CopyState::kReady && copy.record) {
+    out.progress = 100;
+    out.processed_bytes = copy.record->stamp.size;
+    out.real_size = copy.real_size;
+    out.origin = copy.record->origin;
+    out.verified_at = TimePoint(std::chrono::duration_cast<TimePoint::duration>(
+        std::chrono::nanoseconds(copy.record->verified_ns)));
+    if (copy.record->verified_ns == 0) out.verified_at.reset();
+    if (copy.verify == VerifyState::kRunning) {
+      out.verify_progress = percent(done, total);
+    }
+  } else {
+    out.progress = percent(done, total);
+    out.processed_bytes = done;
+  }
+  if (copy.progress) {
+    out.wire_bytes = copy.progress->wire_bytes;
+    out.reused_bytes = copy.progress->reused_bytes;
+    out.encoding = copy.progress->encoding();
+    out.encoded_size = copy.progress->encoded_size;
+  }
+  out.sha512_pending = copy.record && copy.record->sha512_pending;
+  return out;
+}
+
+ImageStatus ManagerImpl::StatusOf(const ImageKey& key,
+                                  const ImageEntry& image) {
   ImageStatus status;
   status.spec = image.spec;
   status.revision = image.revision;
   std::vector<CopyState> states;
   for (const auto& [disk_uuid, copy] : image.copies) {
-    CopyStatus out;
-    out.disk_uuid = disk_uuid;
-    for (const DiskEntry& disk : disks_) {
-      if (disk.expected_uuid == disk_uuid) out.disk_path = disk.path;
-    }
-    const ImageKey key{image.spec.name, image.spec.uuid};
-    out.file_path = out.disk_path + "/" + store::DataFile(key);
-    out.state = copy.state;
-    out.message = copy.message;
-    out.attempts = copy.retry.attempts;
-    out.verify = copy.verify;
-    if (copy.state == CopyState::kFailed && !copy.permanent) {
-      out.next_attempt = copy.due;
-    }
-    const auto percent = [](uint64_t done, uint64_t total) -> uint32_t {
-      if (total == 0) return 0;
-      return static_cast<uint32_t>(
-          std::min<uint64_t>(100, done / (total / 100 + 1)));
-    };
-    uint64_t done = 0, total = 0;
-    if (copy.ingest) {
-      done = copy.ingest->stored_bytes();
-      total = copy.ingest->total_bytes();
-    }
-    if (copy.scanned && copy.judged) {
-      done = copy.scanned->load();
-      total = copy.judged->size;
-    }
     if (copy.state == CopyState::kReady && copy.record) {
-      out.progress = 100;
-      out.processed_bytes = copy.record->stamp.size;
-      out.real_size = copy.real_size;
-      out.origin = copy.record->origin;
-      out.verified_at =
-          TimePoint(std::chrono::duration_cast<TimePoint::duration>(
-              std::chrono::nanoseconds(copy.record->verified_ns)));
-      if (copy.record->verified_ns == 0) out.verified_at.reset();
-      if (copy.verify == VerifyState::kRunning) {
-        out.verify_progress = percent(done, total);
-      }
       if (status.format.empty()) {
         status.format = copy.record->format;
         status.size = copy.record->stamp.size;
@@ -121,19 +138,9 @@ ImageStatus ManagerImpl::StatusOf(const ImageKey&, const ImageEntry& image) {
       }
       if (copy.record->sha256) status.current_sha256 = copy.record->sha256;
       status.real_size = std::max(status.real_size, copy.real_size);
-    } else {
-      out.progress = percent(done, total);
-      out.processed_bytes = done;
     }
-    if (copy.progress) {
-      out.wire_bytes = copy.progress->wire_bytes;
-      out.reused_bytes = copy.progress->reused_bytes;
-      out.encoding = copy.progress->encoding();
-      out.encoded_size = copy.progress->encoded_size;
-    }
-    out.sha512_pending = copy.record && copy.record->sha512_pending;
     states.push_back(copy.state);
-    status.copies.push_back(std::move(out));
+    status.copies.push_back(CopyStatusOf(key, disk_uuid, copy));
   }
   // Disks that never said who they are: wanted there, nothing known.
   for (const DiskEntry& disk : disks_) {

@@ -582,8 +582,11 @@ ManagerImpl::JobEnd ManagerImpl::ScanFile(const Job& job) {
       return end;
     }
   }
-  BIM_LOG_WARN("{} is not the image that is wanted ({}): replaced", what,
+  BIM_LOG_WARN("{} is not the image that is wanted ({}): removed", what,
                difference);
+  end.status = base::FailedPreconditionError(
+      "the file that lay at the image's place is not the one that is wanted (" +
+      difference + ") and was removed");
   if (Status removed = store::RemoveImage(*job.disk, job.key, true);
       !removed.ok()) {
     end.status = std::move(removed);

@@ -61,7 +61,8 @@ TEST(DesiredTest, EveryMissingOrOddFieldIsDataLoss) {
     const auto missing = DecodeDesired(without.dump());
     // Optional ones may be absent; "version" is for the message only.
     if (key != "sha512" && key != "sha256" && key != "nextAttemptNs" &&
-        key != "version" && key != "peers" && key != "upload") {
+        key != "version" && key != "peers" && key != "upload" &&
+        key != "directed") {
       EXPECT_EQ(missing.status().code(), Code::kDataLoss) << key;
     }
     json odd = whole;

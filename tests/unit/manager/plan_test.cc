@@ -365,6 +365,38 @@ TEST(PlanTest, AFailedUploadWaitsForItsTime) {
   EXPECT_EQ(Plan({failed}, kNow, true)[0], Step::kNone);
 }
 
+TEST(PlanTest, ADirectedCopyIsTriedOnce) {
+  for (const CopyState state :
+       {kPending, kStarting, kInProgress, kReady, kFailed, kUnknown}) {
+    for (int bits = 0; bits < 128; ++bits) {
+      CopyView copy;
+      copy.state = state;
+      copy.disk_usable = bits & 1;
+      copy.found_file = bits & 2;
+      copy.damaged = bits & 4;
+      copy.permanent = bits & 8;
+      if (bits & 16) copy.due = kFuture;
+      if (bits & 32) copy.running = Step::kScan;
+      const bool source = bits & 64;
+      const Step step = PlanDirected(copy, kNow, source, false);
+      Step expected = Step::kNone;
+      if (copy.disk_usable && !copy.due && copy.running == Step::kNone) {
+        if (copy.found_file) {
+          expected = Step::kScan;
+        } else if (!copy.damaged && !copy.permanent) {
+          if (state == kUnknown) expected = Step::kVerify;
+          if (source && (state == kPending || state == kStarting ||
+                         state == kInProgress)) {
+            expected = Step::kDownload;
+          }
+        }
+      }
+      EXPECT_EQ(step, expected) << CopyStateName(state) << " " << bits;
+    }
+  }
+  EXPECT_EQ(PlanDirected(CopyView(), kNow, true, true), Step::kUpload);
+}
+
 TEST(CopyStateTest, Names) {
   EXPECT_EQ(CopyStateName(kPending), "pending");
   EXPECT_EQ(CopyStateName(kStarting), "starting");

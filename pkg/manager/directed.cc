@@ -1,0 +1,390 @@
+// Directed copies: registered, looked at and removed one by one.
+
+#include "pkg/manager/directed.h"
+
+#include <algorithm>
+
+#include "pkg/base/log.h"
+#include "pkg/base/names.h"
+#include "pkg/manager/manager_impl.h"
+
+namespace bim::manager {
+
+using base::Result;
+using base::Status;
+
+namespace {
+
+constexpr std::chrono::seconds kTurnDeadline{90};
+
+std::string Shown(const ImageKey& key) {
+  return "image '" + key.name + "' with uuid '" + key.uuid + "'";
+}
+
+Result<ImageKey> KeyOf(std::string_view name, std::string_view uuid) {
+  BIM_RETURN_IF_ERROR(base::CheckName(name, "name"));
+  BIM_RETURN_IF_ERROR(base::CheckName(uuid, "uuid"));
+  return ImageKey{std::string(name), std::string(uuid)};
+}
+
+Status NotThere(const ImageKey& key) {
+  return base::NotFoundError("cannot find " + Shown(key));
+}
+
+}  // namespace
+
+class ManagerImpl::Directing {
+ public:
+  // OK, or DEADLINE_EXCEEDED / UNAVAILABLE. `lock` is the manager's, held.
+  Status Begin(ManagerImpl& manager, Lock& lock, const std::string& disk_uuid,
+               const ImageKey& key) {
+    const std::pair<std::string, ImageKey> what{disk_uuid, key};
+    const bool had = manager.jobs_changed_.wait_for(lock, kTurnDeadline, [&] {
+      return manager.stopping_ || manager.directing_.count(what) == 0;
+    });
+    if (manager.stopping_) {
+      return base::UnavailableError("the daemon is stopping");
+    }
+    if (!had) {
+      return base::DeadlineExceededError("another call for " + Shown(key) +
+                                         " did not end in time; try again");
+    }
+    manager.directing_.insert(what);
+    manager_ = &manager;
+    what_ = what;
+    return base::OkStatus();
+  }
+  // Not with the lock held.
+  ~Directing() {
+    if (manager_ == nullptr) return;
+    Lock lock(manager_->mutex_);
+    manager_->directing_.erase(what_);
+    manager_->jobs_changed_.notify_all();
+  }
+
+ private:
+  ManagerImpl* manager_ = nullptr;
+  std::pair<std::string, ImageKey> what_;
+};
+
+ImageSpec ManagerImpl::SpecOf(const ImageEntry& image,
+                              const std::string& disk_uuid,
+                              const CopyEntry& copy) {
+  ImageSpec spec = image.spec;
+  if (!spec.directed) return spec;
+  spec.disks = {disk_uuid};
+  if (copy.order) {
+    spec.source = copy.order->source;
+    spec.sha512 = copy.order->sha512;
+    spec.size = copy.order->size;
+  }
+  return spec;
+}
+
+void ManagerImpl::RestoreOrder(ImageEntry& image, const std::string& disk_uuid,
+                               CopyEntry& copy, const ImageSpec& spec) {
+  const auto known = image.copies.find(disk_uuid);
+  // A disk that was away for a while brings nothing that is new to the caller.
+  const bool seen = known != image.copies.end() && known->second.order &&
+                    !known->second.order->restored;
+  copy.order = Order{spec.source, spec.sha512, spec.size, !seen};
+  image.spec.source = SourceSpec();
+  image.spec.sha512.reset();
+  image.spec.size = 0;
+  auto& disks = image.spec.disks;
+  if (std::find(disks.begin(), disks.end(), disk_uuid) == disks.end()) {
+    disks.push_back(disk_uuid);
+    std::sort(disks.begin(), disks.end());
+  }
+}
+
+Result<DiskEntry*> ManagerImpl::DirectedDisk(std::string_view disk) {
+  if (disk.empty()) {
+    if (disks_.empty()) {
+      return base::UnavailableError("this node has no disks: add one first");
+    }
+    return &disks_.front();
+  }
+  DiskEntry* entry = FindDisk(disk);
+  if (entry == nullptr) {
+    return base::NotFoundError("cannot find disk '" + base::Printable(disk) +
+                               "'");
+  }
+  return entry;
+}
+
+DirectedStatus ManagerImpl::DirectedStatusOf(const ImageKey& key,
+                                             const ImageEntry& image,
+                                             const std::string& disk_uuid) {
+  const CopyEntry& copy = image.copies.at(disk_uuid);
+  DirectedStatus status;
+  status.name = key.name;
+  status.uuid = key.uuid;
+  status.copy = CopyStatusOf(key, disk_uuid, copy);
+  if (copy.order) {
+    status.expected_sha512 = copy.order->sha512;
+    status.size = copy.order->size;
+    if (!copy.order->source.peers.empty()) {
+      status.sender = copy.order->source.peers.front();
+    }
+  }
+  if (copy.state == CopyState::kReady && copy.record) {
+    status.current_sha512 = copy.record->sha512;
+    status.size = copy.record->stamp.size;
+    status.virtual_size = copy.record->virtual_size;
+    status.mtime_ns = copy.record->stamp.mtime_ns;
+  } else if (status.size == 0 && copy.ingest) {
+    status.size = copy.ingest->total_bytes();
+  }
+  if (image.turns) {
+    status.readers = static_cast<uint32_t>(image.turns->taken());
+  }
+  return status;
+}
+
+Result<DirectedStatus> ManagerImpl::Direct(DirectedSpec given) {
+  BIM_ASSIGN_OR_RETURN(const ImageKey key, KeyOf(given.name, given.uuid));
+  Directing turn;
+  std::shared_ptr<store::Disk> disk;
+  ImageSpec spec;
+  {
+    Lock lock(mutex_);
+    if (stopping_) return base::UnavailableError("the daemon is stopping");
+    BIM_ASSIGN_OR_RETURN(DiskEntry * entry, DirectedDisk(given.disk));
+    const std::string disk_uuid = entry->expected_uuid;
+    const auto unusable = [](const DiskEntry& which) {
+      return base::UnavailableError("disk at " + which.path +
+                                    " cannot be used: " + which.fault.message);
+    };
+    if (disk_uuid.empty()) return unusable(*entry);
+    spec.name = key.name;
+    spec.uuid = key.uuid;
+    spec.source = given.source;
+    spec.sha512 = given.sha512;
+    spec.size = given.size;
+    spec.directed = true;
+    spec.disks = {disk_uuid};
+    if (!(spec.source == SourceSpec())) {
+      BIM_RETURN_IF_ERROR(Resolve(spec).status());
+    } else if (spec.size % 512 != 0 ||
+               spec.size > options_.transfer.max_image_size) {
+      ImageSpec checked = spec;
+      checked.source.upload = true;  // its source is not what is in question
+      BIM_RETURN_IF_ERROR(Resolve(checked).status());
+    }
+    BIM_RETURN_IF_ERROR(turn.Begin(*this, lock, disk_uuid, key));
+    entry = FindDisk(disk_uuid);
+    if (entry == nullptr || !entry->disk) {
+      if (entry == nullptr) {
+        return base::NotFoundError("cannot find disk '" + disk_uuid + "'");
+      }
+      return unusable(*entry);
+    }
+    disk = entry->disk;
+    for (const auto& [other, image] : images_) {
+      if (other == key || store::DirName(other) != store::DirName(key)) {
+        continue;
+      }
+      return base::AlreadyExistsError("the directory of " + Shown(key) +
+                                      " is that of " + Shown(other) +
+                                      ", which already exists");
+    }
+    if (const auto it = images_.find(key); it != images_.end()) {
+      ImageEntry& image = it->second;
+      if (!image.spec.directed) {
+        return base::AlreadyExistsError(
+            Shown(key) +
+            " already exists: it is wanted by the node API, not directed");
+      }
+      if (image.removing) {
+        return base::UnavailableError(Shown(key) +
+                                      " is being removed; try again");
+      }
+      if (const auto copy = image.copies.find(disk_uuid);
+          copy != image.copies.end()) {
+        std::optional<Order>& order = copy->second.order;
+        const std::optional<store::ImageRecord>& record = copy->second.record;
+        const auto size = record ? record->stamp.size : order ? order->size : 0;
+        const auto sha512 = record  ? std::optional(record->sha512)
+                            : order ? order->sha512
+                                    : std::nullopt;
+        if (order && order->restored &&
+            (spec.size == 0 || size == 0 || size == spec.size) &&
+            (!spec.sha512 || !sha512 || *sha512 == *spec.sha512)) {
+          order->restored = false;
+          return DirectedStatusOf(key, image, disk_uuid);
+        }
+        return base::AlreadyExistsError(Shown(key) +
+                                        " already exists on disk " + disk_uuid);
+      }
+    }
+  }
+  // What lies there, before anybody can see the copy.
+  BIM_RETURN_IF_ERROR(disk->PutDesired(key, EncodeDesired(Desired{spec})));
+  CopyEntry copy = Judge(spec, InspectOn(*disk, spec), *disk);
+  copy.order = Order{spec.source, spec.sha512, spec.size};
+  if (copy.state == CopyState::kPending && !copy.found_file &&
+      spec.source == SourceSpec()) {
+    copy.state = CopyState::kFailed;
+    copy.permanent = true;
+    copy.message = "there is no file to reuse at " + disk->path() + "/" +
+                   store::DataFile(key) + ", and no source to fetch it from";
+  }
+  const bool failed = copy.state == CopyState::kFailed;
+  DirectedStatus status;
+  Status lost;
+  {
+    Lock lock(mutex_);
+    if (UsableDisk(disk->uuid()) != disk) {
+      lost = base::UnavailableError("disk " + disk->uuid() +
+                                    " cannot be used any more");
+    } else {
+      ImageEntry& image = images_[key];
+      const ImageSpec known = image.spec;
+      image.spec = ImageSpec();
+      image.spec.name = key.name;
+      image.spec.uuid = key.uuid;
+      image.spec.directed = true;
+      image.spec.disks = known.disks;
+      image.spec.disks.push_back(disk->uuid());
+      std::sort(image.spec.disks.begin(), image.spec.disks.end());
+      image.copies[disk->uuid()] = std::move(copy);
+      Touch(key, image);
+      Reconcile(key);
+      ArmRetryTimer();
+      status = DirectedStatusOf(key, image, disk->uuid());
+    }
+  }
+  if (!lost.ok()) {
+    (void)disk->RemoveDesired(key);
+    return lost;
+  }
+  if (failed) Remember(key, disk->uuid());
+  Notify();
+  return status;
+}
+
+Result<DirectedStatus> ManagerImpl::GetDirected(std::string_view disk,
+                                                std::string_view name,
+                                                std::string_view uuid) {
+  BIM_ASSIGN_OR_RETURN(const ImageKey key, KeyOf(name, uuid));
+  Lock lock(mutex_);
+  BIM_ASSIGN_OR_RETURN(const DiskEntry* entry, DirectedDisk(disk));
+  const auto it = images_.find(key);
+  if (it == images_.end() || !it->second.spec.directed ||
+      it->second.copies.count(entry->expected_uuid) == 0) {
+    return NotThere(key);
+  }
+  return DirectedStatusOf(key, it->second, entry->expected_uuid);
+}
+
+Result<std::vector<DirectedStatus>> ManagerImpl::ListDirected(
+    std::string_view disk) {
+  Lock lock(mutex_);
+  BIM_ASSIGN_OR_RETURN(const DiskEntry* entry, DirectedDisk(disk));
+  std::vector<DirectedStatus> all;
+  for (const auto& [key, image] : images_) {
+    if (image.spec.directed && image.copies.count(entry->expected_uuid) != 0) {
+      all.push_back(DirectedStatusOf(key, image, entry->expected_uuid));
+    }
+  }
+  return all;
+}
+
+Status ManagerImpl::RemoveDirected(std::string_view disk_name,
+                                   std::string_view name,
+                                   std::string_view uuid) {
+  BIM_ASSIGN_OR_RETURN(const ImageKey key, KeyOf(name, uuid));
+  Directing turn;
+  std::shared_ptr<store::Disk> disk;
+  std::shared_ptr<store::Ingest> ended;
+  std::shared_ptr<std::mutex> documents;
+  Desired desired;
+  {
+    Lock lock(mutex_);
+    if (stopping_) return base::UnavailableError("the daemon is stopping");
+    BIM_ASSIGN_OR_RETURN(const DiskEntry* entry, DirectedDisk(disk_name));
+    const std::string disk_uuid = entry->expected_uuid;
+    BIM_RETURN_IF_ERROR(turn.Begin(*this, lock, disk_uuid, key));
+    disk = UsableDisk(disk_uuid);
+    if (!disk) {
+      return base::UnavailableError("disk '" + disk_uuid +
+                                    "' cannot be used now");
+    }
+    for (const auto& [other, image] : images_) {
+      if (store::DirName(other) != store::DirName(key) ||
+          (other == key && image.spec.directed)) {
+        continue;
+      }
+      return base::FailedPreconditionError(
+          "the files of " + Shown(key) + " are those of " + Shown(other) +
+          (image.spec.directed ? "" : ", which is wanted by the node API") +
+          ": nothing was removed");
+    }
+    const auto it = images_.find(key);
+    if (it != images_.end() && it->second.copies.count(disk_uuid) != 0) {
+      documents = it->second.documents;
+      desired.spec =
+          SpecOf(it->second, disk_uuid, it->second.copies.at(disk_uuid));
+      Cancel(it->second.copies.at(disk_uuid));
+      // Nothing begins for it any more.
+      it->second.copies.at(disk_uuid).removing = true;
+      const bool stopped =
+          AwaitJobs(lock, [&](const ImageKey& other, const std::string& on) {
+            return other == key && on == disk_uuid;
+          });
+      const auto found = images_.find(key);
+      if (found != images_.end() && found->second.copies.count(disk_uuid)) {
+        CopyEntry& copy = found->second.copies.at(disk_uuid);
+        if (!stopped) {
+          copy.removing = false;
+          return base::DeadlineExceededError(
+              "the work on " + Shown(key) + " did not stop in time; try again");
+        }
+        ended = std::move(copy.ingest);
+        copy.ingest.reset();
+      }
+    }
+  }
+  ended.reset();
+  if (documents) {
+    // Who writes its records now is waited for; nobody else does from here on.
+    documents->lock();
+    documents->unlock();
+  }
+  Status status;
+  desired.removing = true;
+  // A crash from here on: the removal is finished at the next start.
+  if (documents) status = disk->PutDesired(key, EncodeDesired(desired));
+  if (status.ok()) status = store::RemoveImage(*disk, key, true);
+  if (status.ok()) status = disk->RemoveDesired(key);
+  {
+    Lock lock(mutex_);
+    const auto it = images_.find(key);
+    if (it != images_.end() && it->second.copies.count(disk->uuid()) != 0) {
+      ImageEntry& image = it->second;
+      CopyEntry& copy = image.copies.at(disk->uuid());
+      if (status.ok()) {
+        EndVerify(copy, disk->uuid(), false, "the image was removed");
+        image.copies.erase(disk->uuid());
+        std::erase(image.spec.disks, disk->uuid());
+        if (image.copies.empty()) {
+          Forget(key);
+        } else {
+          Touch(key, image);
+        }
+      } else {
+        copy.removing = false;
+        copy.permanent = true;
+        SetState(copy, CopyState::kFailed,
+                 "it could not be removed: " + status.message());
+        Touch(key, image);
+      }
+    }
+    jobs_changed_.notify_all();
+  }
+  Notify();
+  return status;
+}
+
+}  // namespace bim::manager
