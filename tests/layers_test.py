@@ -16,7 +16,7 @@ LAYERS = {
     "store": 2, "image": 2,
     "transfer": 3,
     "manager": 4,
-    "api": 5,
+    "api": 5, "longhorn": 5,
     "daemon": 6,
 }
 # Neighbours of one layer that may be used all the same.
@@ -31,9 +31,9 @@ THIRD_PARTY = [
     (r"boost/asio/steady_timer\.hpp$", {"exec", "http", "manager", "api"}),
     (r"boost/asio/signal_set\.hpp$", {"daemon"}),
     (r"boost/asio", {"exec", "http", "api"}),
-    (r"(grpc|grpcpp|google/protobuf)/|.*\.pb\.h$", {"api", "daemon"}),
+    (r"(grpc|grpcpp|google/protobuf)/|.*\.pb\.h$", {"api", "longhorn", "daemon"}),
     (r"CLI/|toml\+\+/", {"daemon"}),
-    (r"nlohmann/", {"store", "manager", "daemon"}),
+    (r"nlohmann/", {"store", "manager", "longhorn", "daemon"}),
 ]
 
 INCLUDE = re.compile(r'^\s*#\s*include\s*[<"]([^>"]+)[>"]')
