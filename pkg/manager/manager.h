@@ -187,9 +187,12 @@ class Manager {
   // uploading this image now. INVALID_ARGUMENT: a size that differs from the
   // one announced before, or that cannot be an image's. ALREADY_EXISTS: the
   // image is ready.
+  // To a directed copy (`disk`: which, when several wait) there is one request
+  // only: one that breaks off, or does not bring what it announced, fails the
+  // copy, and what came is deleted.
   virtual base::Result<std::unique_ptr<Upload>> BeginUpload(
       std::string_view name, std::string_view uuid, uint64_t offset,
-      std::optional<uint64_t> size) = 0;
+      std::optional<uint64_t> size, std::string_view disk = {}) = 0;
 
   // --- Directed copies (directed.h). An image is either directed or Ensured,
   // never both.

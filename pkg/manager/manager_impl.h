@@ -163,7 +163,7 @@ class ManagerImpl : public Manager {
                                        std::string_view uuid) override;
   base::Result<std::unique_ptr<Upload>> BeginUpload(
       std::string_view name, std::string_view uuid, uint64_t offset,
-      std::optional<uint64_t> size) override;
+      std::optional<uint64_t> size, std::string_view disk) override;
   base::Result<DirectedStatus> Direct(DirectedSpec spec) override;
   base::Result<DirectedStatus> GetDirected(std::string_view disk,
                                            std::string_view name,
@@ -327,7 +327,9 @@ class ManagerImpl : public Manager {
                    TimePoint now);
   // The copy that an upload goes to, and a job of kUpload for it. Locked.
   base::Result<Job> BeginUploadJob(Lock& lock, std::string_view name,
-                                   std::string_view uuid);
+                                   std::string_view uuid,
+                                   std::string_view disk);
+  static bool TakesUpload(const ImageEntry& image, const CopyEntry& copy);
   // What came of it so far is there to go on with. On failure the job has
   // ended.
   base::Status RestoreUpload(Job& job);

@@ -5,6 +5,7 @@
 
 #include "pkg/base/failpoint.h"
 #include "pkg/base/log.h"
+#include "pkg/base/names.h"
 #include "pkg/manager/manager_impl.h"
 
 namespace bim::manager {
@@ -60,8 +61,10 @@ class ManagerImpl::UploadJob {
     std::lock_guard lock(mutex_);
     if (ended_) return base::CancelledError("the upload was stopped");
     if (size_ && data.size() > *size_ - offset_) {
-      return base::OutOfRangeError("more bytes came than the " +
-                                   std::to_string(*size_) + " announced");
+      const Status more = base::OutOfRangeError(
+          "more bytes came than the " + std::to_string(*size_) + " announced");
+      if (job_.spec.directed) GiveUp(more);
+      return more;
     }
     Status status = receiver_->OnData(data);
     if (status.ok()) {
@@ -76,7 +79,7 @@ class ManagerImpl::UploadJob {
     std::lock_guard lock(mutex_);
     if (ended_) return base::CancelledError("the upload was stopped");
     complete = complete || (size_ && offset_ == *size_);
-    if (!complete) {
+    if (!complete && !job_.spec.directed) {
       BIM_RETURN_IF_ERROR(Suspend());
       return UploadStatus{offset_, size_, false};
     }
@@ -84,7 +87,11 @@ class ManagerImpl::UploadJob {
       const Status early = base::InvalidArgumentError(
           "the upload ended early: " + std::to_string(offset_) + " of " +
           std::to_string(*size_) + " bytes came");
-      (void)Suspend();
+      if (job_.spec.directed) {
+        GiveUp(early);
+      } else {
+        (void)Suspend();
+      }
       return early;
     }
     Status status = receiver_->Finish();
@@ -111,7 +118,15 @@ class ManagerImpl::UploadJob {
   // The request broke off, or the work was cancelled: what came is kept.
   void Leave() {
     std::lock_guard lock(mutex_);
-    if (!ended_) (void)Suspend();
+    if (ended_) return;
+    if (job_.spec.directed && !job_.stop.stop_requested()) {
+      GiveUp(base::UnavailableError(
+          "the upload broke off: " + std::to_string(offset_) +
+          (size_ ? " of " + std::to_string(*size_) : std::string()) +
+          " bytes came"));
+    } else {
+      (void)Suspend();
+    }
   }
 
   std::stop_token stop() const { return job_.stop; }
@@ -149,6 +164,17 @@ class ManagerImpl::UploadJob {
     }
     End(std::move(end));
     return base::OkStatus();
+  }
+
+  // There will be no other request.
+  void GiveUp(const Status& status) {
+    receiver_.reset();
+    (void)job_.ingest->Discard();
+    JobEnd end;
+    end.status = status;
+    end.failure = transfer::Failure::kPermanent;
+    end.ingest = job_.ingest;
+    End(std::move(end));
   }
 
   void Fail(const Status& status) {
@@ -250,9 +276,15 @@ void ManagerImpl::AwaitUpload(const ImageKey& key, ImageEntry& image,
   Touch(key, image);
 }
 
+bool ManagerImpl::TakesUpload(const ImageEntry& image, const CopyEntry& copy) {
+  return image.spec.directed ? copy.order && copy.order->source.upload
+                             : image.spec.source.upload;
+}
+
 Result<ManagerImpl::Job> ManagerImpl::BeginUploadJob(Lock& lock,
                                                      std::string_view name,
-                                                     std::string_view uuid) {
+                                                     std::string_view uuid,
+                                                     std::string_view disk) {
   BIM_CHECK(lock.owns_lock());
   if (stopping_) return base::UnavailableError("the daemon is stopping");
   AwaitEnsured(lock, name);
@@ -261,13 +293,28 @@ Result<ManagerImpl::Job> ManagerImpl::BeginUploadJob(Lock& lock,
   if (image.removing) {
     return base::UnavailableError("the image is being removed");
   }
-  if (!image.spec.source.upload) {
+  const DiskEntry* only = nullptr;
+  if (!disk.empty()) {
+    only = FindDisk(disk);
+    if (only == nullptr) {
+      return base::NotFoundError("cannot find disk '" + base::Printable(disk) +
+                                 "'");
+    }
+  }
+  const auto counts = [&](const std::string& disk_uuid, const CopyEntry& copy) {
+    return TakesUpload(image, copy) &&
+           (only == nullptr || only->expected_uuid == disk_uuid);
+  };
+  if (std::none_of(
+          image.copies.begin(), image.copies.end(),
+          [&](const auto& copy) { return counts(copy.first, copy.second); })) {
     return base::FailedPreconditionError(
         "the image '" + it->first.name +
         "' has another source than an upload (source.upload)");
   }
   std::string chosen;
   for (const auto& [disk_uuid, copy] : image.copies) {
+    if (!counts(disk_uuid, copy)) continue;
     if (copy.state == CopyState::kReady) {
       return base::AlreadyExistsError("the image '" + it->first.name +
                                       "' already exists: it is ready");
@@ -281,6 +328,10 @@ Result<ManagerImpl::Job> ManagerImpl::BeginUploadJob(Lock& lock,
                                     "' is being worked on; try again");
     }
     if (!UsableDisk(disk_uuid) || copy.damaged) continue;
+    if (image.spec.directed && copy.state == CopyState::kFailed) {
+      return base::FailedPreconditionError(
+          "the copy has failed, remove it first: " + copy.message);
+    }
     if (copy.state == CopyState::kUnknown) {
       return BeingVerified(it->first, disk_uuid);
     }
@@ -336,7 +387,10 @@ Result<UploadStatus> ManagerImpl::GetUpload(std::string_view name,
   {
     Lock lock(mutex_);
     BIM_ASSIGN_OR_RETURN(auto it, Find(name, uuid));
-    if (!it->second.spec.source.upload) {
+    if (std::none_of(it->second.copies.begin(), it->second.copies.end(),
+                     [&](const auto& copy) {
+                       return TakesUpload(it->second, copy.second);
+                     })) {
       return base::FailedPreconditionError(
           "the image '" + it->first.name +
           "' has another source than an upload (source.upload)");
@@ -368,7 +422,7 @@ Result<UploadStatus> ManagerImpl::GetUpload(std::string_view name,
     }
     if (!restore) return status;
     // What an earlier process left: read again before it is promised.
-    BIM_ASSIGN_OR_RETURN(job, BeginUploadJob(lock, name, uuid));
+    BIM_ASSIGN_OR_RETURN(job, BeginUploadJob(lock, name, uuid, {}));
   }
   Notify();
   BIM_RETURN_IF_ERROR(RestoreUpload(job));
@@ -390,7 +444,7 @@ Result<UploadStatus> ManagerImpl::GetUpload(std::string_view name,
 
 Result<std::unique_ptr<Upload>> ManagerImpl::BeginUpload(
     std::string_view name, std::string_view uuid, uint64_t offset,
-    std::optional<uint64_t> size) {
+    std::optional<uint64_t> size, std::string_view disk) {
   if (size && (*size == 0 || *size > options_.transfer.max_image_size)) {
     return base::InvalidArgumentError(
         "expected a size of 1 to " +
@@ -400,7 +454,7 @@ Result<std::unique_ptr<Upload>> ManagerImpl::BeginUpload(
   Job job;
   {
     Lock lock(mutex_);
-    BIM_ASSIGN_OR_RETURN(job, BeginUploadJob(lock, name, uuid));
+    BIM_ASSIGN_OR_RETURN(job, BeginUploadJob(lock, name, uuid, disk));
   }
   Notify();
   BIM_RETURN_IF_ERROR(RestoreUpload(job));

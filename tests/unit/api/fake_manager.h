@@ -30,6 +30,9 @@ class FakeManager final : public manager::Manager {
   std::string disk_path, disk_uuid, name, uuid, disk, token;
   bool flag = false;  // init or force
   std::vector<std::string> verify_disks;
+  manager::DirectedSpec directed_spec;
+  manager::DirectedStatus directed;
+  std::string directed_disk;
   manager::Limits limits;
 
   // What Open and Manifest give.
@@ -195,7 +198,7 @@ class FakeManager final : public manager::Manager {
   }
   base::Result<std::unique_ptr<manager::Upload>> BeginUpload(
       std::string_view image_name, std::string_view image_uuid, uint64_t offset,
-      std::optional<uint64_t> size) override {
+      std::optional<uint64_t> size, std::string_view /*disk*/) override {
     name = image_name;
     uuid = image_uuid;
     if (!begin_fail.ok()) return begin_fail;
@@ -208,6 +211,35 @@ class FakeManager final : public manager::Manager {
     ++uploads;
     return std::unique_ptr<manager::Upload>(
         std::make_unique<FakeUpload>(*this));
+  }
+  base::Result<manager::DirectedStatus> Direct(
+      manager::DirectedSpec spec) override {
+    directed_spec = std::move(spec);
+    if (!fail.ok()) return fail;
+    return directed;
+  }
+  base::Result<manager::DirectedStatus> GetDirected(
+      std::string_view disk, std::string_view image_name,
+      std::string_view image_uuid) override {
+    directed_disk = disk;
+    name = image_name;
+    uuid = image_uuid;
+    if (!fail.ok()) return fail;
+    return directed;
+  }
+  base::Result<std::vector<manager::DirectedStatus>> ListDirected(
+      std::string_view disk) override {
+    directed_disk = disk;
+    if (!fail.ok()) return fail;
+    return std::vector<manager::DirectedStatus>{directed};
+  }
+  base::Status RemoveDirected(std::string_view disk,
+                              std::string_view image_name,
+                              std::string_view image_uuid) override {
+    directed_disk = disk;
+    name = image_name;
+    uuid = image_uuid;
+    return fail;
   }
   manager::Limits GetLimits() override { return limits; }
   base::Status SetLimits(const manager::Limits& wanted) override {

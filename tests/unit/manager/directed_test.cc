@@ -271,6 +271,79 @@ TEST_F(DirectedTest, RemovingEndsTheWork) {
   EXPECT_EQ(Listed("disk-a"), 0u);
 }
 
+TEST_F(DirectedTest, AnUploadHasOneRequest) {
+  Begin();
+  DirectedSpec spec = Directed("disk-b");
+  spec.source.upload = true;
+  const auto bytes = [&](size_t begin, size_t end) {
+    return test::AsBytes(std::string_view(content_).substr(begin, end - begin));
+  };
+  const auto register_again = [&] {
+    ASSERT_TRUE(manager_->RemoveDirected("disk-b", "debian", "u-debian").ok());
+    ASSERT_TRUE(manager_->Direct(spec).ok());
+    ASSERT_TRUE(Becomes(CopyState::kPending, "disk-b"));
+  };
+  const auto begin = [&] {
+    auto upload = manager_->BeginUpload("debian", "u-debian", 0,
+                                        content_.size(), "disk-b");
+    EXPECT_TRUE(upload.ok()) << upload.status().ToString();
+    return std::move(*upload);
+  };
+  register_again();
+  {
+    auto upload = begin();
+    ASSERT_TRUE(upload->Append(bytes(0, content_.size())).ok());
+    ASSERT_TRUE(upload->Finish(true).ok());
+  }
+  ASSERT_TRUE(Becomes(CopyState::kReady, "disk-b"));
+  EXPECT_EQ(ReadAll(File("b")), content_);
+
+  register_again();
+  {
+    auto upload = begin();
+    ASSERT_TRUE(upload->Append(bytes(0, kMiB)).ok());
+  }
+  ASSERT_TRUE(Becomes(CopyState::kFailed, "disk-b"));
+  EXPECT_THAT(Now("disk-b").copy.message, HasSubstr("broke off"));
+  EXPECT_FALSE(Exists(File("b") + ".tmp"));
+  EXPECT_EQ(manager_->BeginUpload("debian", "u-debian", 0, content_.size())
+                .status()
+                .code(),
+            Code::kFailedPrecondition);
+
+  for (const bool complete : {true, false}) {
+    register_again();
+    auto upload = begin();
+    ASSERT_TRUE(upload->Append(bytes(0, kMiB)).ok());
+    EXPECT_EQ(upload->Finish(complete).status().code(), Code::kInvalidArgument);
+    ASSERT_TRUE(Becomes(CopyState::kFailed, "disk-b"));
+    EXPECT_THAT(Now("disk-b").copy.message, HasSubstr("ended early"));
+    EXPECT_FALSE(Exists(File("b") + ".tmp"));
+  }
+
+  register_again();
+  {
+    auto upload = begin();
+    ASSERT_TRUE(upload->Append(bytes(0, content_.size())).ok());
+    EXPECT_EQ(upload->Append(bytes(0, 1)).code(), Code::kOutOfRange);
+  }
+  ASSERT_TRUE(Becomes(CopyState::kFailed, "disk-b"));
+  EXPECT_THAT(Now("disk-b").copy.message, HasSubstr("more bytes"));
+  EXPECT_FALSE(Exists(File("b") + ".tmp"));
+
+  // A removal while it runs.
+  register_again();
+  auto upload = begin();
+  ASSERT_TRUE(upload->Append(bytes(0, kMiB)).ok());
+  ASSERT_TRUE(manager_->RemoveDirected("disk-b", "debian", "u-debian").ok());
+  EXPECT_EQ(upload->Append(bytes(0, 1)).code(), Code::kCancelled);
+  EXPECT_EQ(Listed("disk-b"), 0u);
+  EXPECT_EQ(manager_->BeginUpload("debian", "u-debian", 0, content_.size())
+                .status()
+                .code(),
+            Code::kNotFound);
+}
+
 TEST_F(DirectedTest, EnsuredAndDirectedKeepApart) {
   Begin();
   MakeReady(Spec());
