@@ -28,6 +28,7 @@
 #include "pkg/exec/event_loop.h"
 #include "pkg/exec/worker_pool.h"
 #include "pkg/http/server.h"
+#include "pkg/longhorn/grpc_face.h"
 #include "pkg/manager/manager.h"
 #include "pkg/meta/version.h"
 
@@ -212,6 +213,11 @@ base::Status RunManager(const Config& config, const StateDir& state,
   api::NodeServer::Options server_options;
   server_options.manager_id = manager_id;
   server_options.data_endpoint = bound.data;
+  const auto longhorn_face =
+      longhorn::GrpcFace::Make({}, *manager, loop, api_pool);
+  server_options.services.push_back(
+      {&longhorn_face->service(),
+       [&](auto deadline) { longhorn_face->Close(deadline); }});
   BIM_ASSIGN_OR_RETURN(
       const std::unique_ptr<api::NodeServer> server,
       api::NodeServer::Start(server_options, *manager, loop, api_pool,

@@ -20,7 +20,7 @@ LAYERS = {
     "daemon": 6,
 }
 # Neighbours of one layer that may be used all the same.
-SIDEWAYS = {"http": {"exec", "io"}, "store": {"image"}}
+SIDEWAYS = {"http": {"exec", "io"}, "store": {"image"}, "longhorn": {"api"}}
 
 # The first pattern that a header matches tells who may include it.
 THIRD_PARTY = [

@@ -433,6 +433,9 @@ class NodeServerImpl final : public NodeServer {
     builder.RegisterService(&disks_);
     builder.RegisterService(&images_);
     builder.RegisterService(&limits_);
+    for (const Options::Service& more : options.services) {
+      builder.RegisterService(more.service);
+    }
     connections_ = builder.experimental().AddExternalConnectionAcceptor(
         grpc::ServerBuilder::experimental_type::ExternalConnectionType::FROM_FD,
         grpc::InsecureServerCredentials());
@@ -462,6 +465,9 @@ class NodeServerImpl final : public NodeServer {
     }
     shared_.streams.EndAll(base::UnavailableError("the daemon is stopping"));
     shared_.blocking.Close(start + grace);
+    for (const Options::Service& more : shared_.options.services) {
+      more.close(start + grace);
+    }
     const auto left =
         grace - std::chrono::duration_cast<std::chrono::milliseconds>(
                     std::chrono::steady_clock::now() - start);

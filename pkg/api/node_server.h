@@ -9,7 +9,10 @@
 // thread, which is neither the loop's nor one of the pool.
 #pragma once
 
+#include <grpcpp/impl/codegen/service_type.h>
+
 #include <chrono>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -34,6 +37,14 @@ class NodeServer {
     size_t max_streams = 256;         // Watch and Verify
     size_t max_blocking_calls = 128;  // that wait for or have a worker
     meta::VersionRange versions = kOurVersions;
+    // Further services on the same port. `close` is called in Shutdown, before
+    // the server's own end: no call of the service may be under way after it.
+    // They outlive the server.
+    struct Service {
+      grpc::Service* service = nullptr;
+      std::function<void(std::chrono::steady_clock::time_point deadline)> close;
+    };
+    std::vector<Service> services = {};
   };
 
   // Serves connections of the listening sockets (api::Listen, or inherited)

@@ -15,6 +15,12 @@ namespace bim::meta {
 #ifndef BIM_API_MIN_VERSION
 #define BIM_API_MIN_VERSION 3
 #endif
+#ifndef BIM_LONGHORN_API_VERSION
+#define BIM_LONGHORN_API_VERSION 3
+#endif
+#ifndef BIM_LONGHORN_API_MIN_VERSION
+#define BIM_LONGHORN_API_MIN_VERSION 3
+#endif
 #ifndef BIM_DISK_FORMAT_VERSION
 #define BIM_DISK_FORMAT_VERSION 1
 #endif
@@ -24,6 +30,10 @@ namespace bim::meta {
 
 inline constexpr int kApiVersion = BIM_API_VERSION;
 inline constexpr int kApiMinVersion = BIM_API_MIN_VERSION;
+// What Longhorn's control plane is told: versions of its API (proto/bimrpc),
+// not of ours.
+inline constexpr int kLonghornApiVersion = BIM_LONGHORN_API_VERSION;
+inline constexpr int kLonghornApiMinVersion = BIM_LONGHORN_API_MIN_VERSION;
 inline constexpr int kDiskFormatVersion = BIM_DISK_FORMAT_VERSION;
 inline constexpr int kDiskFormatMinVersion = BIM_DISK_FORMAT_MIN_VERSION;
 
