@@ -27,7 +27,7 @@ def _generate():
     """Compiles the protos into a directory of its own, for this run only."""
     out = tempfile.mkdtemp(prefix="bim-e2e-stubs-")
     atexit.register(shutil.rmtree, out, ignore_errors=True)
-    for root, files in ((PROTO, ["bim/v1/node.proto"]),
+    for root, files in ((PROTO, ["bim/v1/node.proto", "bimrpc/bimrpc.proto"]),
                         (HERE_PROTO, ["reflection.proto", "health.proto"])):
         subprocess.run(
             [sys.executable, "-m", "grpc_tools.protoc", f"--proto_path={root}",
