@@ -168,6 +168,7 @@ void ToProto(const manager::ImageSpec& spec, v1::ImageSpec* proto) {
     }
   }
   proto->set_size(spec.size);
+  proto->set_directed(spec.directed);
 }
 
 void ToProto(const manager::CopyStatus& copy, v1::Copy* proto) {

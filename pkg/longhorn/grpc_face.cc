@@ -161,8 +161,27 @@ class Service final
       const ::bimrpc::FetchRequest* request,
       ::bimrpc::BackingImageResponse* response) override {
     auto spec = ToDirected(request->has_spec(), request->spec());
-    if (!spec.ok()) return Reply(context, spec.status());
+    base::Status status = spec.status();
+    if (status.ok() && !request->data_source_address().empty()) {
+      status = base::UnimplementedError(
+          "taking the file of a data source (data_source_address) is not "
+          "supported yet by this manager");
+    }
+    if (!status.ok()) return Reply(context, status);
     return Direct(context, *std::move(spec), response);
+  }
+
+  grpc::ServerUnaryReactor* Send(grpc::CallbackServerContext* context,
+                                 const ::bimrpc::SendRequest* request,
+                                 Empty* /*response*/) override {
+    base::Status status = CheckKey(*request);
+    if (status.ok()) status = CheckPresent("to_address", request->to_address());
+    if (status.ok()) {
+      status = base::UnimplementedError(
+          "sending an image to a manager that is not ours is not supported "
+          "yet by this manager");
+    }
+    return Reply(context, status);
   }
 
   grpc::ServerUnaryReactor* PrepareDownload(
@@ -180,6 +199,11 @@ class Service final
             "image '" + image.name + "' is " +
             std::string(manager::CopyStateName(image.copy.state)) +
             ": only a ready one can be downloaded");
+      }
+      if (options_.download_address.empty()) {
+        return base::UnimplementedError(
+            "downloads over Longhorn's HTTP service are not supported yet by "
+            "this manager");
       }
       response->set_src_file_path(api::ValidUtf8(image.copy.file_path));
       response->set_address(options_.download_address);

@@ -25,7 +25,8 @@ inline constexpr char kDiskKey[] = "bim-disk";
 class GrpcFace {
  public:
   struct Options {
-    // "host:port" where others reach the HTTP service for downloads.
+    // "host:port" where others reach the HTTP service for downloads; empty:
+    // there is none.
     std::string download_address;
     size_t max_streams = 256;
     size_t max_blocking_calls = 128;

@@ -7,8 +7,9 @@ from lib import images
 from lib.client import refused
 from lib.disks import stamp
 from lib.images import KIB, MIB
-from lib.longhorn import Longhorn, Watch, leave_image
+from lib.longhorn import Longhorn, Watch, leave_image, rpc
 from lib.processes import proc_io
+from lib.servers import Content
 
 DATA = images.random_bytes(3 * MIB + 512, 7)
 SUM = images.sha512(DATA)
@@ -140,7 +141,6 @@ def test_delete(start_daemon, disks, longhorn):
 
 
 def test_two_apis_two_lists(start_daemon, disks, longhorn, origin):
-    from lib.servers import Content
     disk = disks.directory("one")
     daemon = start_daemon([disk])
     client = longhorn(daemon)
@@ -223,7 +223,9 @@ def test_a_failed_sync_stays_failed(start_daemon, disks, longhorn):
     client.sync("a", "u", "127.0.0.1:1", size=1024)
     image = client.wait("a", "u", "failed")
     assert "127.0.0.1:1" in image.status.error_msg
-    copy = daemon.client.get("a").copies[0]
+    image = daemon.client.get("a")
+    assert image.spec.directed
+    copy = image.copies[0]
     assert not copy.HasField("next_attempt")
     daemon.restart()
     client = longhorn(daemon)
@@ -248,7 +250,6 @@ def test_version(start_daemon, disks, longhorn):
 
 
 def test_requests_that_can_never_work(start_daemon, disks, longhorn):
-    from lib.longhorn import rpc
     client = longhorn(start_daemon([disks.directory("one")]))
     for method, request in [
             ("Get", rpc.GetRequest(name="a")), ("Get", rpc.GetRequest(uuid="u")),
@@ -274,7 +275,7 @@ def test_requests_that_can_never_work(start_daemon, disks, longhorn):
     assert client.list() == {}
 
 
-def test_prepare_download(start_daemon, disks, longhorn):
+def test_what_is_not_supported_yet_says_so(start_daemon, disks, longhorn):
     disk = disks.directory("one")
     file = leave_image(disk.path, "a", "u", DATA, SUM)
     client = longhorn(start_daemon([disk]))
@@ -284,4 +285,10 @@ def test_prepare_download(start_daemon, disks, longhorn):
     with refused(CODE.FAILED_PRECONDITION, "failed"):
         client.prepare_download("missing", "u")
     client.fetch("a", "u")
-    assert client.prepare_download("a", "u").src_file_path == str(file)
+    for call in (lambda: client.prepare_download("a", "u"),
+                 lambda: client.send("a", "u", "127.0.0.1:1"),
+                 lambda: client.fetch("b", "u", address="127.0.0.1:1")):
+        with refused(CODE.UNIMPLEMENTED, "not supported yet"):
+            call()
+    assert set(client.list()) == {"a", "missing"}
+    assert file.read_bytes() == DATA
