@@ -62,10 +62,9 @@ void ManagerImpl::Reconcile(const ImageKey& key) {
     size_t view = 0;
     for (const auto& [disk_uuid, copy] : image.copies) {
       const SourceSpec source = copy.order ? copy.order->source : SourceSpec();
-      steps.push_back(copy.removing ? Step::kNone
-                                    : PlanDirected(views[view++], now,
-                                                   !(source == SourceSpec()),
-                                                   source.upload));
+      const Step step = PlanDirected(views[view++], now,
+                                     !(source == SourceSpec()), source.upload);
+      steps.push_back(copy.removing ? Step::kNone : step);
     }
   } else {
     steps = Plan(views, now, image.spec.source.upload);
