@@ -139,21 +139,23 @@ std::string Openers(const struct stat& file) {
 Status MakeImageDir(const Disk& disk, const ImageKey& key) {
   const io::Dir& root = disk.root();
   BIM_RETURN_IF_ERROR(root.MakeDir(ImageDir(key), 0755));
+  const bool own_dir = key.place == Place::kImages;
   if (const auto owner = ReadOwnerOfRecord(root, key);
       owner.ok() && *owner != key) {
-    return base::AlreadyExistsError("the directory " + disk.path() + "/" +
-                                    ImageDir(key) + " is that of image '" +
+    return base::AlreadyExistsError("the place " + disk.path() + "/" +
+                                    DataFile(key) + " is that of image '" +
                                     owner->name + "' with uuid '" +
                                     owner->uuid + "'");
   }
   const auto config = ReadConfig(root, key);
   if (config.ok() && !config->uuid.empty() && config->uuid != key.uuid) {
     return base::AlreadyExistsError(
-        "the directory " + disk.path() + "/" + ImageDir(key) +
+        "the place " + disk.path() + "/" + DataFile(key) +
         " is that of another image, with uuid '" + config->uuid + "'");
   }
-  BIM_ASSIGN_OR_RETURN(io::Dir images, root.OpenDir(kImagesDir));
-  BIM_RETURN_IF_ERROR(images.Sync());
+  BIM_ASSIGN_OR_RETURN(io::Dir parent,
+                       root.OpenDir(own_dir ? kImagesDir : "."));
+  BIM_RETURN_IF_ERROR(parent.Sync());
   BIM_FAILPOINT_ERROR("store.ingest.dir_made");
   return base::OkStatus();
 }
@@ -406,13 +408,18 @@ Status RemoveImage(const Disk& disk, const ImageKey& key, bool force) {
   if (!force) {
     BIM_ASSIGN_OR_RETURN(held, HoldUnused(disk, key));
   }
-  BIM_RETURN_IF_ERROR(root.RemoveFile(DamagedFile(key)));
+  const bool own_dir = key.place == Place::kImages;
+  if (own_dir) BIM_RETURN_IF_ERROR(root.RemoveFile(DamagedFile(key)));
   if (!root.Stat(ImageDir(key)).ok()) return base::OkStatus();
   for (const std::string& path :
        {DataFile(key), TempFile(key), ConfigFile(key), RecordFile(key),
         ConfigFile(key) + ".new", RecordFile(key) + ".new"}) {
     BIM_RETURN_IF_ERROR(root.RemoveFile(path));
     BIM_FAILPOINT("store.remove.file");
+  }
+  if (!own_dir) {
+    BIM_ASSIGN_OR_RETURN(io::Dir sources, root.OpenDir(kDataSourceDir));
+    return sources.Sync();
   }
   if (Status removed = root.RemoveDir(ImageDir(key)); !removed.ok()) {
     BIM_LOG_WARN("{}: left in place, it holds other files", removed.message());
