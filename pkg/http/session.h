@@ -213,7 +213,7 @@ class Session : public std::enable_shared_from_this<Session> {
   // The request.
   std::optional<RequestBody::Parser> parser_;
   Asked asked_;
-  bool takes_body_ = false;  // PUT or PATCH
+  bool takes_body_ = false;  // PUT, PATCH or POST
   bool has_body_ = false;
   bool continue_ = false;  // it expects "100 Continue"
   bool drain_ = false;     // before closing, let the rest of the request come

@@ -172,9 +172,10 @@ TEST_F(HttpServer, RefusesBadRequests) {
               StartsWith("HTTP/1.1 413 "));
   EXPECT_THAT(Fetch("GET", "/", "Transfer-Encoding: chunked\r\n"),
               StartsWith("HTTP/1.1 413 "));
-  const std::string post = Fetch("POST", "/", "Content-Length: 0\r\n");
-  EXPECT_THAT(post, StartsWith("HTTP/1.1 405 "));
-  EXPECT_THAT(post, HasSubstr("Allow: GET, HEAD, PUT, PATCH\r\n"));
+  const std::string trace = Fetch("TRACE", "/", "Content-Length: 0\r\n");
+  EXPECT_THAT(trace, StartsWith("HTTP/1.1 405 "));
+  EXPECT_THAT(trace,
+              HasSubstr("Allow: GET, HEAD, PUT, PATCH, POST, DELETE\r\n"));
   EXPECT_THAT(Fetch("BREW", "/"), StartsWith("HTTP/1.1 405 "));
   EXPECT_THAT(Fetch("GET", "/", "X: " + std::string(17 * 1024, 'a') + "\r\n"),
               StartsWith("HTTP/1.1 431 "));
@@ -183,7 +184,7 @@ TEST_F(HttpServer, RefusesBadRequests) {
 TEST_F(HttpServer, RefusalReachesAClientThatStillSends) {
   StartDefault();
   const std::string answer =
-      Exchange("POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 500000\r\n\r\n" +
+      Exchange("BREW / HTTP/1.1\r\nHost: h\r\nContent-Length: 500000\r\n\r\n" +
                std::string(500'000, 'x'));
   EXPECT_THAT(answer, StartsWith("HTTP/1.1 405 "));
 }
@@ -227,10 +228,11 @@ TEST_F(HttpServer, KeepsConnectionsAlive) {
   EXPECT_THAT(conn.ReadHead(), StartsWith("HTTP/1.1 200 "));
   EXPECT_EQ(conn.ReadBytes(9), "GET /x ? ");
   // A refusal that needs no close, then HTTP/1.0.
-  conn.Send("DELETE / HTTP/1.1\r\nHost: h\r\nContent-Length: 0\r\n\r\n");
+  conn.Send("BREW / HTTP/1.1\r\nHost: h\r\nContent-Length: 0\r\n\r\n");
   EXPECT_THAT(conn.ReadHead(), StartsWith("HTTP/1.1 405 "));
-  EXPECT_EQ(conn.ReadBytes(46),
-            "only GET, HEAD, PUT and PATCH are served here\n");
+  const std::string text =
+      "expected one of the methods GET, HEAD, PUT, PATCH, POST, DELETE\n";
+  EXPECT_EQ(conn.ReadBytes(text.size()), text);
   conn.Send("GET /x HTTP/1.0\r\nConnection: keep-alive\r\n\r\n");
   EXPECT_THAT(conn.ReadHead(), HasSubstr("Connection: keep-alive\r\n"));
   EXPECT_EQ(conn.ReadBytes(9), "GET /x ? ");
