@@ -106,6 +106,7 @@ void Session::End() {
   error_code ignored;
   socket_.close(ignored);
   LetGo();
+  core_->Unwait(*this);
   core_->Remove(shared_from_this());
 }
 
@@ -146,6 +147,17 @@ void Session::Arm(Clock::time_point when, Work work) {
 void Session::Disarm() {
   ++timer_round_;
   timer_.cancel();
+}
+
+bool Session::HasUnread() {
+  int unread = 0;
+  if (ioctl(socket_.native_handle(), FIONREAD, &unread) == 0 && unread > 0)
+    return true;
+  // Behind the previous one; else what lies here is a part of a head.
+  const auto read = buffer_.data();
+  const std::string_view text(static_cast<const char*>(read.data()),
+                              read.size());
+  return text.find("\r\n\r\n") != std::string_view::npos;
 }
 
 template <typename OnThePool, typename Then>
@@ -189,11 +201,13 @@ void Session::ReadHead() {
       [self = shared_from_this()](error_code error, size_t) {
         self->OnHead(error);
       });
+  core_->Wait(*this);
 }
 
 void Session::OnHead(error_code error) {
   if (closed_) return;
   Disarm();
+  core_->Unwait(*this);
   using HeadError = beast::http::error;
   if (error == HeadError::header_limit || error == HeadError::buffer_overflow) {
     Refuse(431, "the request head is longer than 16 KiB");

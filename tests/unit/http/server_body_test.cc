@@ -471,6 +471,22 @@ TEST_F(HttpServerBody, StopInTheMiddleOfManyUploads) {
     EXPECT_EQ(status, base::OkStatus());
 }
 
+TEST_F(HttpServerBody, NotClosedForAnotherConnection) {
+  StartTaking({.max_connections = 1});
+  const base::UniqueFd fd = ConnectLocal(port_);
+  Conn conn(fd.get());
+  conn.Send(Put("/taken", Length(10)) + "hello");
+  ASSERT_TRUE(seen_.Await([&] { return seen_.pieces == 1; }));
+  const base::UniqueFd other = ConnectLocal(port_);
+  Conn(other.get()).Send(Put("/x", ""));
+  pollfd answered{other.get(), POLLIN, 0};
+  EXPECT_EQ(::poll(&answered, 1, 100), 0);
+  conn.Send("hello");
+  EXPECT_THAT(conn.ReadHead(), StartsWith("HTTP/1.1 201 "));
+  // Kept for its next request, it makes room.
+  EXPECT_THAT(Conn(other.get()).ReadHead(), StartsWith("HTTP/1.1 200 "));
+}
+
 TEST_F(HttpServerBody, OtherMethodsAreRefused) {
   StartTaking();
   for (const char* method : {"OPTIONS", "TRACE", "BREW"}) {
