@@ -6,15 +6,18 @@ import shutil
 import signal
 import socket
 import subprocess
+from concurrent import futures
 
+import grpc
 import pytest
+from google.protobuf.empty_pb2 import Empty
 
 from lib import images
 from lib.daemon import BINARY, SANITIZER_WORDS, bim
 from lib.deadline import scaled, wait_until
 from lib.disks import stamp
 from lib.images import MIB
-from lib.longhorn import Longhorn, leave_image
+from lib.longhorn import Longhorn, leave_image, rpc, rpc_grpc
 from lib.processes import clean_environment, end, spawn
 from lib.servers import free_port
 
@@ -280,6 +283,70 @@ def test_nobody_there():
         done = longhorn(*args)
         assert done.returncode == UNREACHABLE and done.stdout == ""
         one_line_of_error(done, url)
+
+
+class OtherManager(rpc_grpc.BackingImageManagerServiceServicer):
+    """A manager that is not ours: keeps what it was asked."""
+
+    def __init__(self):
+        self.asked = []
+
+    def Sync(self, request, context):
+        self.asked.append(request)
+        return rpc.BackingImageResponse(
+            spec=request.spec,
+            status=rpc.BackingImageStatus(state="in-progress", progress=7,
+                                          sender_manager_address="h:1"))
+
+    def Fetch(self, request, context):
+        self.asked.append(request)
+        return rpc.BackingImageResponse(spec=request.spec)
+
+    def Send(self, request, context):
+        self.asked.append(request)
+        return Empty()
+
+    def PrepareDownload(self, request, context):
+        self.asked.append(request)
+        return rpc.PrepareDownloadResponse(src_file_path="/data/x/backing",
+                                           address="10.0.0.1:8001")
+
+
+@pytest.fixture
+def other_manager():
+    manager = OtherManager()
+    server = grpc.server(futures.ThreadPoolExecutor(2))
+    rpc_grpc.add_BackingImageManagerServiceServicer_to_server(manager, server)
+    manager.url = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    server.start()
+    yield manager
+    server.stop(None).wait()
+
+
+def test_each_command_is_the_call_of_the_contract(other_manager):
+    image = ["--name", "n", "--uuid", "u"]
+    made = [*image, "--size", "1024", "--checksum", "abc"]
+    spec = Longhorn.spec("n", "u", 1024, "abc")
+
+    def call(*args):
+        done = longhorn("backing-image", "--url", other_manager.url, *args)
+        assert done.returncode == OK and done.stderr == "", done.stderr
+        return done.stdout
+
+    told = json.loads(call("file-sync", *made, "--from-address", "h:1"))
+    assert told["status"] == {
+        "state": "in-progress", "currentChecksum": "", "sendingReference": 0,
+        "errorMsg": "", "senderManagerAddress": "h:1", "progress": 7}
+    call("sync", *made, "--data-source-address", "h:2")
+    assert call("send", *image, "--to-address", "h:3") == ""
+    assert call("prepare-download", *image) == (
+        "Source file path: /data/x/backing\n"
+        "Download server address: 10.0.0.1:8001\n")
+    assert other_manager.asked == [
+        rpc.SyncRequest(spec=spec, from_address="h:1"),
+        rpc.FetchRequest(spec=spec, data_source_address="h:2"),
+        rpc.SendRequest(name="n", uuid="u", to_address="h:3"),
+        rpc.PrepareDownloadRequest(name="n", uuid="u")]
 
 
 # Version and help ------------------------------------------------------------
