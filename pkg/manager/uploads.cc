@@ -108,6 +108,13 @@ class ManagerImpl::UploadJob {
       return record.status();
     }
     end.record = *std::move(record);
+    end = manager_.Convert(job_, std::move(end));
+    if (!end.record) {
+      const Status status = end.status;
+      job_.ingest.reset();
+      End(std::move(end));
+      return status;
+    }
     // The file's size, which an encoded upload's is not.
     const uint64_t size = end.record->stamp.size;
     job_.ingest.reset();

@@ -2,6 +2,7 @@
 
 #include <dirent.h>
 #include <fcntl.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -451,6 +452,24 @@ Status RemovePartial(const Disk& disk, const ImageKey& key) {
     return base::OkStatus();
   }
   return root.RemoveFile(RecordFile(key));
+}
+
+ImageKey StagingKey(const ImageKey& key) {
+  return {key.name, key.uuid + ".source", Place::kDataSource};
+}
+
+Status RemoveDataSourceRemains(const Disk& disk, const ImageKey& key) {
+  if (!disk.owned()) return RemoveImage(disk, StagingKey(key), true);
+  const ImageKey source{key.name, key.uuid, Place::kDataSource};
+  const io::Dir& root = disk.root();
+  if (!root.Stat(kDataSourceDir).ok()) return base::OkStatus();
+  const auto lock = root.OpenFile(DataSourceLock(source), O_RDONLY);
+  if (lock.ok() && ::flock(lock->get(), LOCK_EX | LOCK_NB) != 0) {
+    return base::OkStatus();
+  }
+  BIM_RETURN_IF_ERROR(RemovePartial(disk, source));
+  BIM_RETURN_IF_ERROR(RemoveImage(disk, StagingKey(key), true));
+  return root.RemoveFile(DataSourceLock(source));
 }
 
 // Holds the ready file for as long as the descriptor lives, so that nobody can
