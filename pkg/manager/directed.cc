@@ -35,9 +35,9 @@ Result<ImageKey> ManagerImpl::KeyOf(std::string_view name,
   ImageKey key{std::string(name), std::string(uuid)};
   if (!options_.data_source) return key;
   if (key != *options_.data_source) {
-    return base::InvalidArgumentError(
-        "this process makes " + Shown(*options_.data_source) + " only, found " +
-        Shown(key));
+    return base::InvalidArgumentError("this process makes " +
+                                      Shown(*options_.data_source) +
+                                      " only, found " + Shown(key));
   }
   return options_.data_source.value();
 }
@@ -161,9 +161,10 @@ Status ManagerImpl::TakeDataSource(const store::Disk& disk,
   BIM_ASSIGN_OR_RETURN(const store::Found found,
                        store::Inspect(disk, source, options_.file_mode, ""));
   if (found.kind == store::Found::Kind::kNothing) {
-    return base::FailedPreconditionError("the data source gave up its file, but "
-                                         "there is none at " +
-                                         where);
+    return base::FailedPreconditionError(
+        "the data source gave up its file, but "
+        "there is none at " +
+        where);
   }
   std::string difference;
   if (given.size != 0 && given.size != found.stamp.size) {
@@ -175,9 +176,9 @@ Status ManagerImpl::TakeDataSource(const store::Disk& disk,
                  found.record.sha512.Hex();
   }
   if (!difference.empty()) {
-    return base::FailedPreconditionError(
-        where + " is not the file that is wanted (" + difference +
-        ") and is left alone");
+    return base::FailedPreconditionError(where +
+                                         " is not the file that is wanted (" +
+                                         difference + ") and is left alone");
   }
   return store::MoveImage(disk, source, key,
                           given.sha512 ? given.sha512->Hex() : "");
@@ -264,10 +265,10 @@ Result<DirectedStatus> ManagerImpl::Direct(DirectedSpec given) {
     // Of an earlier try.
     const auto unparked = store::Unpark(*disk, key, spec.size);
     if (!unparked.ok()) {
-      BIM_LOG_WARN("image {} ({}) on disk {}: what was parked of it cannot be "
-                   "used: {}",
-                   key.name, key.uuid, disk->uuid(),
-                   unparked.status().message());
+      BIM_LOG_WARN(
+          "image {} ({}) on disk {}: what was parked of it cannot be "
+          "used: {}",
+          key.name, key.uuid, disk->uuid(), unparked.status().message());
     }
   }
   // What lies there, before anybody can see the copy.
@@ -372,8 +373,8 @@ Status ManagerImpl::StopDirected(Lock& lock, const ImageKey& key,
   if (copy == nullptr) return base::OkStatus();
   if (!stopped) {
     copy->removing = false;
-    return base::DeadlineExceededError(
-        "the work on " + Shown(key) + " did not stop in time; try again");
+    return base::DeadlineExceededError("the work on " + Shown(key) +
+                                       " did not stop in time; try again");
   }
   ended = std::move(copy->ingest);
   copy->ingest.reset();
@@ -493,9 +494,10 @@ Status ManagerImpl::RemoveDirected(std::string_view disk_name,
   if (documents) status = disk->PutDesired(key, EncodeDesired(desired));
   if (status.ok() && park) {
     if (Status parked = store::Park(*disk, key); !parked.ok()) {
-      BIM_LOG_WARN("image {} ({}) on disk {}: its verified bytes cannot be "
-                   "kept for a retry: {}",
-                   key.name, key.uuid, disk->uuid(), parked.message());
+      BIM_LOG_WARN(
+          "image {} ({}) on disk {}: its verified bytes cannot be "
+          "kept for a retry: {}",
+          key.name, key.uuid, disk->uuid(), parked.message());
     }
   }
   if (status.ok()) status = store::RemoveImage(*disk, key, true);

@@ -320,7 +320,8 @@ void ManagerImpl::ClaimDisk(const std::string& path,
                             const std::string& expected) {
   auto claimed =
       options_.data_source
-          ? store::Disk::OpenForDataSource(path, expected, *options_.data_source)
+          ? store::Disk::OpenForDataSource(path, expected,
+                                           *options_.data_source)
           : store::Disk::Claim(
                 path, expected,
                 {options_.manager_id, options_.version, options_.endpoint});
@@ -441,8 +442,9 @@ void ManagerImpl::LoadDisk(const std::shared_ptr<store::Disk>& disk) {
       entry->fault = {DiskState::kFailed, status.message()};
     }
   };
-  auto read = disk->owned() ? ReadWanted(disk->root())
-                            : Result<std::vector<Desired>>(std::vector<Desired>());
+  auto read = disk->owned()
+                  ? ReadWanted(disk->root())
+                  : Result<std::vector<Desired>>(std::vector<Desired>());
   if (!read.ok()) {
     give_up(read.status());
     return Notify();

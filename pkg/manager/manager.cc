@@ -198,8 +198,8 @@ Result<ImageSpec> ManagerImpl::Resolve(ImageSpec spec) {
         " bytes, at most " + std::to_string(kMaxUrl) + " are allowed");
   }
   const SourceSpec& source = spec.source;
-  const bool of_directed_only = source.receive_port != 0 || source.volume ||
-                                !source.clone_name.empty();
+  const bool of_directed_only =
+      source.receive_port != 0 || source.volume || !source.clone_name.empty();
   if (source.url.empty() && source.peers.empty() && !source.upload &&
       !of_directed_only) {
     return base::InvalidArgumentError(
@@ -260,8 +260,8 @@ Result<ImageSpec> ManagerImpl::Resolve(ImageSpec spec) {
 
 Result<store::Found> ManagerImpl::InspectOn(const store::Disk& disk,
                                             const ImageSpec& spec) const {
-  const auto place = options_.data_source ? store::Place::kDataSource
-                                          : store::Place::kImages;
+  const auto place =
+      options_.data_source ? store::Place::kDataSource : store::Place::kImages;
   return store::Inspect(disk, {spec.name, spec.uuid, place}, options_.file_mode,
                         spec.sha512 ? spec.sha512->Hex() : "");
 }

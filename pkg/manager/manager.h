@@ -240,8 +240,9 @@ class Manager {
   // Blocks: cancels the work on the copy, deletes its files, open or not, and
   // forgets it. What a failed copy has of verified bytes is parked
   // (store/parked.h). One that nobody registered: deletes what lies there all
-  // the same. So does what a data source that is gone left in work. FAILED_PRECONDITION: the image is Ensured. DEADLINE_EXCEEDED: its
-  // work did not end within a minute.
+  // the same. So does what a data source that is gone left in work.
+  // FAILED_PRECONDITION: the image is Ensured. DEADLINE_EXCEEDED: its work did
+  // not end within a minute.
   virtual base::Status RemoveDirected(std::string_view disk,
                                       std::string_view name,
                                       std::string_view uuid) = 0;

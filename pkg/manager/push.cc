@@ -77,15 +77,15 @@ ManagerImpl::JobEnd ManagerImpl::Receive(const Job& job) {
   JobEnd end;
   const auto fail = [&](Status status) {
     end.status = std::move(status);
-    end.failure = job.stop.stop_requested() ? Failure::kCancelled
-                                            : Failure::kPermanent;
+    end.failure =
+        job.stop.stop_requested() ? Failure::kCancelled : Failure::kPermanent;
     return std::move(end);
   };
   const SourceSpec& source = job.spec.source;
   const bool ours = source.receive_port != 0;
   const uint16_t first = ours ? source.receive_port : options_.push_port_first;
   const uint16_t last = ours ? source.receive_port : options_.push_port_last;
-  std::string asked = source.volume           ? source.volume->address
+  std::string asked = source.volume          ? source.volume->address
                       : source.peers.empty() ? ""
                                              : source.peers.front();
   std::string ip = options_.push_ip;
@@ -107,8 +107,7 @@ ManagerImpl::JobEnd ManagerImpl::Receive(const Job& job) {
   end = OpenIngest(job, IngestOptionsOf(job, "push"));
   if (!end.ingest) return end;
   std::stop_source receiving;
-  const std::stop_callback forward(job.stop,
-                                   [&] { receiving.request_stop(); });
+  const std::stop_callback forward(job.stop, [&] { receiving.request_stop(); });
   std::optional<Asking> asking;
   if (source.volume) {
     asking.emplace(
@@ -119,8 +118,8 @@ ManagerImpl::JobEnd ManagerImpl::Receive(const Job& job) {
   } else if (!asked.empty()) {
     asking.emplace(
         [&](std::stop_token stop) {
-          return options_.pushers->AskSend(
-              asked, job.key, http::JoinHostPort(ip, port), stop);
+          return options_.pushers->AskSend(asked, job.key,
+                                           http::JoinHostPort(ip, port), stop);
         },
         receiving);
   }
@@ -148,8 +147,8 @@ ManagerImpl::JobEnd ManagerImpl::Receive(const Job& job) {
     return end;
   }
   // It was asked for once; what came cannot be gone on with by this protocol.
-  if (end.failure == Failure::kTransient || end.failure == Failure::kCancelled ||
-      end.failure == Failure::kWrong) {
+  if (end.failure == Failure::kTransient ||
+      end.failure == Failure::kCancelled || end.failure == Failure::kWrong) {
     end.failure = Failure::kPermanent;
   }
   if (!said.ok() && said.code() != Code::kCancelled) end.status = said;
@@ -206,8 +205,7 @@ void ManagerImpl::RunSend(const std::string& to, const ImageKey& key,
 }
 
 Status ManagerImpl::SendDirected(std::string_view disk, std::string_view name,
-                                 std::string_view uuid,
-                                 const std::string& to) {
+                                 std::string_view uuid, const std::string& to) {
   BIM_RETURN_IF_ERROR(
       http::ParseHostPort(to).status().WithContext("to_address"));
   BIM_ASSIGN_OR_RETURN(const ImageKey key, KeyOf(name, uuid));
@@ -224,9 +222,9 @@ Status ManagerImpl::SendDirected(std::string_view disk, std::string_view name,
   const auto image = std::make_shared<OpenImage>(std::move(opened));
   std::unique_ptr<exec::Turns::Turn> turn;
   // Nobody waits: who asks is told at once.
-  image->turns->Ask([&](std::unique_ptr<exec::Turns::Turn> had) {
-    turn = std::move(had);
-  }, 0);
+  image->turns->Ask(
+      [&](std::unique_ptr<exec::Turns::Turn> had) { turn = std::move(had); },
+      0);
   if (!turn) {
     return base::ResourceExhaustedError(
         "image '" + key.name + "' is sent to " +
@@ -259,8 +257,7 @@ Status ManagerImpl::SendDirected(std::string_view disk, std::string_view name,
 // ------------------------------------------------ cloning and converting
 
 ImageKey ManagerImpl::FileOf(const Job& job) {
-  return job.spec.source.convert.empty() ? job.key
-                                         : store::StagingKey(job.key);
+  return job.spec.source.convert.empty() ? job.key : store::StagingKey(job.key);
 }
 
 ManagerImpl::JobEnd ManagerImpl::Clone(const Job& job) {
@@ -292,11 +289,11 @@ ManagerImpl::JobEnd ManagerImpl::Clone(const Job& job) {
   record.stamp = store::StampOf(st);
   if (proven && job.spec.source.convert.empty() && job.spec.sha512 &&
       *job.spec.sha512 != record.sha512) {
-    return fail(base::FailedPreconditionError(
-                    "wrong checksum: expected SHA-512 " +
-                    job.spec.sha512->Hex() + ", found " + record.sha512.Hex() +
-                    " at " + where),
-                Failure::kPermanent);
+    return fail(
+        base::FailedPreconditionError("wrong checksum: expected SHA-512 " +
+                                      job.spec.sha512->Hex() + ", found " +
+                                      record.sha512.Hex() + " at " + where),
+        Failure::kPermanent);
   }
   JobState(job, CopyState::kInProgress, "");
   if (proven && !record.sha512_pending) {
@@ -322,7 +319,8 @@ ManagerImpl::JobEnd ManagerImpl::Clone(const Job& job) {
   const auto source =
       transfer::MakeFileSource(*std::move(file), std::move(record));
   return EndPull(job, std::move(end),
-                 transfer::Pull(*source, *end.ingest, {}, [] {}, job.stop));
+                 transfer::Pull(
+                     *source, *end.ingest, {}, [] {}, job.stop));
 }
 
 ManagerImpl::JobEnd ManagerImpl::Convert(const Job& job, JobEnd end) {
@@ -350,8 +348,8 @@ ManagerImpl::JobEnd ManagerImpl::Convert(const Job& job, JobEnd end) {
       return fail(base::FailedPreconditionError(difference),
                   Failure::kPermanent);
     }
-    if (Status moved = store::MoveImage(disk, staged, job.key,
-                                        ExpectedChecksum(job.spec));
+    if (Status moved =
+            store::MoveImage(disk, staged, job.key, ExpectedChecksum(job.spec));
         !moved.ok()) {
       return fail(std::move(moved), Failure::kDisk);
     }
@@ -371,13 +369,19 @@ ManagerImpl::JobEnd ManagerImpl::Convert(const Job& job, JobEnd end) {
   if (Status removed = store::RemovePartial(disk, job.key); !removed.ok()) {
     return fail(std::move(removed), Failure::kDisk);
   }
-  auto to = root.OpenFile(store::TempFile(job.key), O_RDWR | O_CREAT | O_EXCL,
-                          0600);
+  auto to =
+      root.OpenFile(store::TempFile(job.key), O_RDWR | O_CREAT | O_EXCL, 0600);
   if (!to.ok()) return fail(to.status(), Failure::kDisk);
   exec::ProcessSpec process;
-  process.arguments = {"qemu-img", "convert",          "-f",
-                       format,     "-O",               wanted,
-                       "-S",       "4k",               "/proc/self/fd/3",
+  process.arguments = {"qemu-img",
+                       "convert",
+                       "-f",
+                       format,
+                       "-O",
+                       wanted,
+                       "-S",
+                       "4k",
+                       "/proc/self/fd/3",
                        "/proc/self/fd/4"};
   process.descriptors = {from->get(), to->get()};
   process.max_file_size = options_.transfer.max_image_size;
@@ -386,17 +390,17 @@ ManagerImpl::JobEnd ManagerImpl::Convert(const Job& job, JobEnd end) {
     // A full disk is not told by an exit code.
     const auto space = disk.GetSpace();
     const bool full = space.ok() && space->available_bytes < (1 << 20);
-    return fail(ran.WithContext("cannot convert it from " + format + " to " +
-                                wanted),
-                full ? Failure::kDisk : Failure::kPermanent);
+    return fail(
+        ran.WithContext("cannot convert it from " + format + " to " + wanted),
+        full ? Failure::kDisk : Failure::kPermanent);
   }
-  auto adopted = store::AdoptTemp(
-      disk, job.key,
-      {.expect_sha512 = job.spec.sha512,
-       .file_mode = options_.file_mode,
-       .origin = source.origin + ", converted from " + format,
-       .shown_checksum = ExpectedChecksum(job.spec)},
-      job.stop, [](uint64_t) {});
+  auto adopted =
+      store::AdoptTemp(disk, job.key,
+                       {.expect_sha512 = job.spec.sha512,
+                        .file_mode = options_.file_mode,
+                        .origin = source.origin + ", converted from " + format,
+                        .shown_checksum = ExpectedChecksum(job.spec)},
+                       job.stop, [](uint64_t) {});
   if (!adopted.ok()) {
     const Failure failure = transfer::ClassifyIngest(adopted.status());
     return fail(adopted.status(), failure);

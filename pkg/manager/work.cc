@@ -53,9 +53,9 @@ std::string ManagerImpl::ExpectedChecksum(const ImageSpec& spec) {
   return spec.sha512 ? spec.sha512->Hex() : "";
 }
 
-std::string ManagerImpl::Difference(const ImageSpec& spec,
-                       const std::optional<store::ImageRecord>& known,
-                       const store::ImageRecord& found) {
+std::string ManagerImpl::Difference(
+    const ImageSpec& spec, const std::optional<store::ImageRecord>& known,
+    const store::ImageRecord& found) {
   if (spec.size != 0 && spec.size != found.stamp.size) {
     return "expected size " + std::to_string(spec.size) + ", found " +
            std::to_string(found.stamp.size);
