@@ -122,6 +122,16 @@ Result<DiskEntry*> ManagerImpl::DirectedDisk(std::string_view disk) {
   return entry;
 }
 
+Result<std::string> ManagerImpl::DirectedDiskUuid(std::string_view disk) {
+  Lock lock(mutex_);
+  BIM_ASSIGN_OR_RETURN(const DiskEntry* entry, DirectedDisk(disk));
+  if (entry->expected_uuid.empty()) {
+    return base::UnavailableError("disk at " + entry->path +
+                                  " cannot be used: " + entry->fault.message);
+  }
+  return entry->expected_uuid;
+}
+
 DirectedStatus ManagerImpl::DirectedStatusOf(const ImageKey& key,
                                              const ImageEntry& image,
                                              const std::string& disk_uuid) {

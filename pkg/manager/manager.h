@@ -225,6 +225,9 @@ class Manager {
   // By name, then uuid.
   virtual base::Result<std::vector<DirectedStatus>> ListDirected(
       std::string_view disk) = 0;
+  // The uuid of the disk that calls with this `disk` speak of (empty: the
+  // first). NOT_FOUND; UNAVAILABLE: not known yet.
+  virtual base::Result<std::string> DirectedDiskUuid(std::string_view disk) = 0;
   // Blocks: cancels the work on the copy and forgets it; its files stay. OK,
   // too, when nobody registered it.
   virtual base::Status ForgetDirected(std::string_view disk,

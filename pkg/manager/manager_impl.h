@@ -179,6 +179,7 @@ class ManagerImpl : public Manager {
       std::string_view disk) override;
   base::Status RemoveDirected(std::string_view disk, std::string_view name,
                               std::string_view uuid) override;
+  base::Result<std::string> DirectedDiskUuid(std::string_view disk) override;
   base::Status ForgetDirected(std::string_view disk, std::string_view name,
                               std::string_view uuid) override;
   base::Status SendDirected(std::string_view disk, std::string_view name,
