@@ -422,9 +422,8 @@ class Receiver:
             self.seen.opened.append((begin, end, query.get("directIO")))
             return handler.answer(200, json.dumps(self._existed).encode())
         if what == "close":
-            handler.answer(200, b"")
             self.closed.set()
-            return None
+            return handler.answer(200, b"")
         if self.size is None or not 0 <= begin < end or begin >= self.size or (
                 end >= self.size + (64 << 10)):
             return handler.answer(400, b"no such interval\n")
