@@ -76,7 +76,7 @@ def test_a_download(start_source, disk, nginx, image):
     assert info["expectedChecksum"] == "" and info["message"] == ""
     assert info["modificationTime"] == go_time(source.path.stat().st_mtime_ns)
     assert source.path.read_bytes() == image.data
-    assert source.tmp_names() == FINAL_NAMES and only_its_own(disk)
+    assert source.shared_names() == FINAL_NAMES and only_its_own(disk)
     # Both services tell of one file.
     listed = list(source.files.files().values())
     assert len(listed) == 1 and listed[0]["state"] == "ready"
@@ -105,7 +105,7 @@ def test_the_checksum_decides(start_source, disk, nginx, image):
     bad = start_source(disk, "b", UUID, "download",
                        {"url": nginx.url(image.name)}, checksum="0" * 128)
     assert image.sha512[:8] in failed(bad, "SHA-512")["message"]
-    wait_until(lambda: bad.tmp_names() == FINAL_NAMES, "the wrong file to go", 5)
+    wait_until(lambda: bad.shared_names() == FINAL_NAMES, "the wrong file to go", 5)
     assert good.path.read_bytes() == image.data
 
 
@@ -135,7 +135,7 @@ def test_only_its_own_names_while_at_work(start_source, disk, origin):
     while source.info()["state"] not in ("ready-for-transfer", "failed"):
         assert only_its_own(disk), on_disk(disk)
     source.wait("ready-for-transfer")
-    assert source.tmp_names() == FINAL_NAMES
+    assert source.shared_names() == FINAL_NAMES
     assert images.file_sha512(source.path) == SUM
 
 
@@ -174,7 +174,7 @@ def test_kill9_on_the_way(start_source, disk, origin):
     assert images.file_sha512(source.path) == SUM
     again = sum(r.body_sent for r in origin.requests[before:])
     assert again < SIZE // 2, f"{again} bytes were downloaded again"
-    assert source.tmp_names() == FINAL_NAMES
+    assert source.shared_names() == FINAL_NAMES
 
 
 def test_another_file_now_lies_at_the_source(start_source, disk, origin):
@@ -250,7 +250,7 @@ def test_qcow2(start_source, disk, nginx, files, engine):
     assert info["virtualSize"] == 64 * MIB
     assert info["size"] == source.path.stat().st_size
     assert info["currentChecksum"] == images.file_sha512(source.path)
-    assert source.tmp_names() == FINAL_NAMES
+    assert source.shared_names() == FINAL_NAMES
     if engine == "v1":
         assert seen["format"] == "qcow2" and source.path.read_bytes() == image.data
         return
@@ -289,7 +289,7 @@ def test_on_one_disk_with_a_daemon(start_source, start_manager, longhorn, disk,
     source.wait("ready-for-transfer")
     assert images.file_sha512(source.path) == SUM
     manager.restart(kill=True)
-    assert source.tmp_names() == FINAL_NAMES
+    assert source.shared_names() == FINAL_NAMES
     # And the other way round.
     source.kill9()
     assert longhorn(manager).list() == {}

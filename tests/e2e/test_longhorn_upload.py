@@ -42,7 +42,7 @@ def test_an_upload(source):
     assert info["size"] == info["processedSize"] == len(DATA)
     assert info["progress"] == 100
     assert source.path.read_bytes() == DATA
-    assert source.tmp_names() == [f"{NAME}-{UUID}", f"{NAME}-{UUID}.cfg"]
+    assert source.shared_names() == [f"{NAME}-{UUID}", f"{NAME}-{UUID}.cfg"]
 
 
 def test_with_all_that_the_control_plane_sends(source):

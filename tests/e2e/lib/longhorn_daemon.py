@@ -384,8 +384,14 @@ class DataSourceProcess(LonghornProcess):
         return self.path.with_name(self.path.name + ".cfg")
 
     def tmp_names(self):
+        """What lies in tmp/, but for locks."""
         folder = self.disk.path / "tmp"
-        return sorted(os.listdir(folder)) if folder.exists() else []
+        names = sorted(os.listdir(folder)) if folder.exists() else []
+        return [name for name in names if not name.endswith(".lock")]
+
+    def shared_names(self):
+        """Those of tmp/ that others know: nothing of ours alone."""
+        return [name for name in self.tmp_names() if not name.endswith(".bim")]
 
     def info(self):
         return request(self.address, "GET", "/v1/file").json()
