@@ -101,7 +101,7 @@ def test_a_receiver_that_has_a_part(client, image, send, receiver):
     with open(first.path, "r+b") as file:
         file.seek(9 * MIB)
         file.write(b"something else")
-    first._existed = True
+    first.existed = True
     send(first)
     first.wait_closed()
     assert images.file_sha512(first.path) == image.sha512

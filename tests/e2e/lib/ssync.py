@@ -344,7 +344,7 @@ class Receiver:
         self._lock = threading.Lock()
         self._count = self._now = 0
         self._stopping = threading.Event()
-        self._existed = self.path.exists()
+        self.existed = self.path.exists()
         self._server = _Server(("127.0.0.1", 0), _Handler,
                                bind_and_activate=False)
         self._server.receiver = self
@@ -420,7 +420,7 @@ class Receiver:
             with open(self.path, "ab") as file:
                 file.truncate(end)
             self.seen.opened.append((begin, end, query.get("directIO")))
-            return handler.answer(200, json.dumps(self._existed).encode())
+            return handler.answer(200, json.dumps(self.existed).encode())
         if what == "close":
             self.closed.set()
             return handler.answer(200, b"")
