@@ -17,6 +17,7 @@
 #include "daemon/export_file.h"
 #include "daemon/follow.h"
 #include "daemon/interrupt.h"
+#include "daemon/longhorn_client.h"
 #include "daemon/progress_line.h"
 #include "daemon/render.h"
 #include "daemon/upload_file.h"
@@ -528,7 +529,11 @@ CommandEnd ShowVersion(const ClientOptions& options,
 CommandEnd RunClientCommand(const Invocation& invocation) {
   const ClientOptions& options = invocation.client;
   if (const auto* version = std::get_if<VersionCommand>(&invocation.command)) {
-    return ShowVersion(options, *version);
+    return version->longhorn ? ShowLonghornVersion(options, *version)
+                             : ShowVersion(options, *version);
+  }
+  if (const auto* call = std::get_if<LonghornCommand>(&invocation.command)) {
+    return RunLonghornCommand(options, *call);
   }
   const auto deadline = DeadlineOf(options);
   // The others are over soon: there Ctrl-C may end the process where it stands.

@@ -7,8 +7,11 @@
 #include <CLI/Config.hpp>
 #include <CLI/Formatter.hpp>
 #include <algorithm>
+#include <charconv>
 #include <functional>
+#include <map>
 #include <memory>
+#include <system_error>
 
 #include "daemon/settings.h"
 #include "daemon/suggest.h"
@@ -56,11 +59,11 @@ CLI::Validator IsDigest(base::DigestAlgorithm algorithm) {
 // Builds the commands and knows which of them was chosen.
 class Parser {
  public:
-  explicit Parser(const Environment& environment)
+  Parser(const Environment& environment, std::string_view program)
       : root_(
             "Brings VM images onto this node's disks, proves them, keeps "
             "them.",
-            "bim") {
+            std::string(program)) {
     root_.require_subcommand(1);
     root_.get_formatter()->column_width(34);
     const auto address = environment.find("BIM_ADDRESS");
@@ -96,6 +99,8 @@ class Parser {
           if (!duration.ok()) return duration.status().message();
           return duration->count() > 0 ? "" : "expected more than 0";
         }));
+    root_.add_flag("--debug", debug_,
+                   "Log at level debug; of daemon and data-source only");
     AddDaemon();
     AddImage();
     AddDisk();
@@ -103,6 +108,8 @@ class Parser {
     AddVersion();
     AddConfig();
     AddCompletion();
+    AddDataSource();
+    AddBackingImage();
     root_.footer(kExitCodeHelp);  // after the others, who would inherit it
     // Global options may stand anywhere.
     ForEach(root_, [](CLI::App& app) { app.fallthrough(); });
@@ -118,6 +125,7 @@ class Parser {
       return ParseEnd{ExitCode::kUsage, Explain(error)};
     }
     finish_();
+    if (debug_) SetDebug();
     return invocation_;
   }
 
@@ -148,6 +156,19 @@ class Parser {
     CLI::App* app = root_.add_subcommand(name, help);
     app->require_subcommand(1);
     return app;
+  }
+
+  // Before the flags: one that sets the level says more.
+  void SetDebug() {
+    const FlagValue level{"log.level", {"debug"}};
+    Command& command = invocation_.command;
+    if (auto* daemon = std::get_if<DaemonCommand>(&command)) {
+      daemon->flags.insert(daemon->flags.begin(), level);
+    } else if (auto* check = std::get_if<ConfigCheckCommand>(&command)) {
+      check->flags.insert(check->flags.begin(), level);
+    } else if (auto* source = std::get_if<DataSourceCommand>(&command)) {
+      source->debug = true;
+    }
   }
 
   static void AddName(CLI::App& app, std::string& name) {
@@ -395,8 +416,18 @@ class Parser {
   void AddVersion() {
     Leaf<VersionCommand>(
         &root_, "version", "Show the versions of this program and the daemon",
-        [](CLI::App& app, VersionCommand& c) {
+        [this](CLI::App& app, VersionCommand& c) {
           app.add_flag("--client-only", c.client_only, "Do not ask the daemon");
+          c.longhorn = root_.get_name() == kLonghornProgram;
+          app.add_option_function<std::string>(
+                 "--url",
+                 [this, &c](const std::string& url) {
+                   invocation_.client.url = url;
+                   c.longhorn = true;
+                 },
+                 "Ask the manager there (host:port) by Longhorn's API; show "
+                 "the versions of that [localhost:8000]")
+              ->type_name("ADDRESS");
         });
   }
 
@@ -417,6 +448,138 @@ class Parser {
               ->type_name(kShells)
               ->check(OneOf(kShells));
         });
+  }
+
+  // KEY=VALUE, several after a flag, and the flag several times. The text of
+  // one that is wrong may be a secret: `shown` says whether to show it.
+  static void AddPairs(CLI::App& app, const std::string& name,
+                       std::map<std::string, std::string>& pairs, bool shown,
+                       const std::string& help) {
+    app.add_option_function<std::vector<std::string>>(
+           name,
+           [&pairs](const std::vector<std::string>& texts) {
+             for (const std::string& text : texts) {
+               const size_t equals = text.find('=');
+               pairs[text.substr(0, equals)] = text.substr(equals + 1);
+             }
+           },
+           help)
+        ->type_name("KEY=VALUE")
+        ->check(Checked([shown](const std::string& text) -> std::string {
+          const size_t equals = text.find('=');
+          if (equals != text.npos && equals > 0) return "";
+          return shown ? fmt::format("expected KEY=VALUE, found \"{}\"", text)
+                       : "expected KEY=VALUE";
+        }));
+  }
+
+  void AddDataSource() {
+    Leaf<DataSourceCommand>(
+        &root_, "data-source",
+        "Make the first file of an image, as Longhorn's control plane asks",
+        [](CLI::App& app, DataSourceCommand& c) {
+          const auto add = [&app](const char* name, std::string& text,
+                                  const char* help, const char* value) {
+            return app.add_option(name, text, help)->type_name(value);
+          };
+          add("--name", c.name, "Name of the image", "NAME")->required();
+          add("--uuid", c.uuid, "UUID of the image", "UUID")->required();
+          add("--source-type", c.source_type,
+              "download, upload, export-from-volume, restore or clone", "TYPE")
+              ->required();
+          AddPairs(app, "--parameters", c.parameters, /*shown=*/true,
+                   "Of the source; repeatable");
+          add("--checksum", c.checksum, "Expected SHA-512 of the file", "HEX");
+          AddPairs(app, "--credential", c.credentials, /*shown=*/false,
+                   "What the source is reached with; repeatable");
+          add("--listen", c.listen, "Address of the service for this file",
+              "ADDRESS")
+              ->capture_default_str();
+          add("--sync-listen", c.sync_listen,
+              "Address of the service for files by path", "ADDRESS")
+              ->capture_default_str();
+          add("--receive-listen", c.receive_listen,
+              "Address that a volume's replica sends to", "ADDRESS")
+              ->capture_default_str();
+          add("--disk", c.disk_path, "Path of the disk", kPath)
+              ->capture_default_str();
+        });
+  }
+
+  // One call of Longhorn's API. `address_flag`: of the other side, if any.
+  void AddCall(CLI::App* group, LonghornCommand::Call call,
+               const std::string& name, const std::string& help,
+               const std::string& address_flag = {},
+               const std::string& alias = {}) {
+    using Call = LonghornCommand::Call;
+    const bool makes = call == Call::kSync || call == Call::kFetch;
+    CLI::App* app = Leaf<LonghornCommand>(
+        group, name, help, [&](CLI::App& app, LonghornCommand& c) {
+          c.call = call;
+          AddUrl(app);
+          if (call == Call::kList) return;
+          app.add_option("--name", c.name, "Name of the image")
+              ->type_name("NAME");
+          app.add_option("--uuid", c.uuid, "UUID of the image")
+              ->type_name("UUID");
+          if (makes) {
+            app.add_option_function<std::string>(
+                   "--size",
+                   [&c](const std::string& text) { c.size = *Bytes(text); },
+                   "Size of the file in bytes")
+                ->type_name("BYTES")
+                ->check(Checked([](const std::string& text) -> std::string {
+                  return Bytes(text) ? ""
+                                     : fmt::format(
+                                           "expected a number of "
+                                           "bytes, found \"{}\"",
+                                           text);
+                }));
+            app.add_option("--checksum", c.checksum,
+                           "Expected SHA-512 of the file")
+                ->type_name("HEX");
+          }
+          if (!address_flag.empty()) {
+            app.add_option(address_flag, c.address,
+                           "host:port of the other side")
+                ->type_name("ADDRESS");
+          }
+        });
+    if (!alias.empty()) app->alias(alias);
+  }
+  static std::optional<int64_t> Bytes(std::string_view text) {
+    int64_t bytes = 0;
+    const auto [end, error] =
+        std::from_chars(text.data(), text.data() + text.size(), bytes);
+    if (error != std::errc() || end != text.data() + text.size() || bytes < 0) {
+      return std::nullopt;
+    }
+    return bytes;
+  }
+  void AddUrl(CLI::App& app) {
+    app.add_option("--url", invocation_.client.url,
+                   "The manager, host:port [localhost:8000]")
+        ->type_name("ADDRESS");
+  }
+
+  void AddBackingImage() {
+    using Call = LonghornCommand::Call;
+    CLI::App* group =
+        Group("backing-image", "Images of a manager, by Longhorn's API");
+    AddUrl(*group);
+    AddCall(group, Call::kSync, "file-sync",
+            "Have a manager take an image from another one", "--from-address");
+    AddCall(group, Call::kFetch, "sync",
+            "Have a manager take the file of a data source, or the one that "
+            "lies there",
+            "--data-source-address");
+    AddCall(group, Call::kGet, "get", "Show an image");
+    AddCall(group, Call::kDelete, "delete", "Delete an image", "", "del");
+    AddCall(group, Call::kPrepareDownload, "prepare-download",
+            "Show where an image can be downloaded");
+    AddCall(group, Call::kSend, "send", "Send an image to a receiver",
+            "--to-address");
+    AddCall(group, Call::kList, "list", "Show all images", "", "ls");
   }
 
   static void ForEach(CLI::App& app,
@@ -447,7 +610,8 @@ class Parser {
     if (app.get_parent()) {
       help +=
           "\nGlobal options: --address ADDRESS, -o table|json, --timeout "
-          "DURATION; see bim --help\n";
+          "DURATION; see " +
+          root_.get_name() + " --help\n";
     }
     return help;
   }
@@ -536,16 +700,25 @@ class Parser {
 
   CLI::App root_;
   Invocation invocation_;
+  bool debug_ = false;
   std::function<void()> finish_;
 };
 
 }  // namespace
 
-std::variant<Invocation, ParseEnd> ParseCommandLine(
-    const std::vector<std::string>& arguments, const Environment& environment) {
-  return Parser(environment).Parse(arguments);
+std::string_view ProgramName(std::string_view argv0) {
+  const size_t slash = argv0.rfind('/');
+  const std::string_view last =
+      slash == argv0.npos ? argv0 : argv0.substr(slash + 1);
+  return last == kLonghornProgram ? kLonghornProgram : kProgram;
 }
 
-CommandNode DescribeCommands() { return Parser({}).Describe(); }
+std::variant<Invocation, ParseEnd> ParseCommandLine(
+    const std::vector<std::string>& arguments, const Environment& environment,
+    std::string_view program) {
+  return Parser(environment, program).Parse(arguments);
+}
+
+CommandNode DescribeCommands() { return Parser({}, kProgram).Describe(); }
 
 }  // namespace bim::daemon

@@ -10,9 +10,11 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <variant>
 #include <vector>
 
+#include "daemon/data_source.h"
 #include "daemon/exit_code.h"
 #include "daemon/load_config.h"
 
@@ -20,11 +22,19 @@ namespace bim::daemon {
 
 enum class OutputFormat { kTable, kJson };
 
+// The name that Longhorn's control plane calls the program by.
+inline constexpr char kLonghornProgram[] = "backing-image-manager";
+inline constexpr char kProgram[] = "bim";
+// One of the two, by the last part of argv[0].
+std::string_view ProgramName(std::string_view argv0);
+
 // What every client command takes.
 struct ClientOptions {
   std::string address;  // empty: the default, see DefaultAddress
   OutputFormat output = OutputFormat::kTable;
   std::optional<std::chrono::milliseconds> timeout;  // of the whole command
+  // Where the commands of Longhorn's command line find a manager.
+  std::string url = "localhost:8000";
 };
 
 struct DaemonCommand {
@@ -90,18 +100,36 @@ struct LimitsSetCommand {
 };
 struct VersionCommand {
   bool client_only = false;
+  bool longhorn = false;  // in the form of Longhorn's command line
+};
+// `backing-image CMD`: one call of Longhorn's API. What a call does not take is
+// empty.
+struct LonghornCommand {
+  enum class Call {
+    kSync,
+    kFetch,
+    kGet,
+    kDelete,
+    kPrepareDownload,
+    kSend,
+    kList
+  };
+  Call call = Call::kList;
+  std::string name, uuid;
+  int64_t size = 0;  // bytes, 0: not stated
+  std::string checksum;
+  std::string address;  // of the other manager or data source
 };
 struct CompletionCommand {
   std::string shell;
 };
 
-using Command =
-    std::variant<DaemonCommand, ConfigCheckCommand, ImageEnsureCommand,
-                 ImageUploadCommand, ImageGetCommand, ImageListCommand,
-                 ImageWatchCommand, ImageRemoveCommand, ImageVerifyCommand,
-                 ImageExportCommand, DiskListCommand, DiskAddCommand,
-                 DiskRemoveCommand, LimitsGetCommand, LimitsSetCommand,
-                 VersionCommand, CompletionCommand>;
+using Command = std::variant<
+    DaemonCommand, ConfigCheckCommand, ImageEnsureCommand, ImageUploadCommand,
+    ImageGetCommand, ImageListCommand, ImageWatchCommand, ImageRemoveCommand,
+    ImageVerifyCommand, ImageExportCommand, DiskListCommand, DiskAddCommand,
+    DiskRemoveCommand, LimitsGetCommand, LimitsSetCommand, VersionCommand,
+    CompletionCommand, DataSourceCommand, LonghornCommand>;
 
 struct Invocation {
   ClientOptions client;
@@ -115,9 +143,10 @@ struct ParseEnd {
   std::string text;
 };
 
-// `arguments` without the program's name.
+// `arguments` without the program's name, which is `program` (a ProgramName).
 std::variant<Invocation, ParseEnd> ParseCommandLine(
-    const std::vector<std::string>& arguments, const Environment& environment);
+    const std::vector<std::string>& arguments, const Environment& environment,
+    std::string_view program = kProgram);
 
 // A command with its options and subcommands.
 struct OptionNode {

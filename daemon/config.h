@@ -12,11 +12,23 @@
 
 namespace bim::daemon {
 
+// What Longhorn's services need besides.
+struct LonghornConfig {
+  std::string sync_listen;  // of its HTTP file service; empty: off
+  // Where transfers from other managers are received, both included.
+  uint16_t port_first = 0;
+  uint16_t port_last = 0;
+  std::string disk_uuid;  // that the one disk must have; empty: any
+  // The IP address where others reach us; empty: that of the connection.
+  std::string advertise;
+};
+
 // A value; made by LoadConfig, which has checked everything that can be
 // checked without I/O.
 struct Config {
-  std::string state_dir;
-  std::string manager_id;  // empty: generated, kept in state_dir
+  std::string state_dir;         // empty when ephemeral_state
+  bool ephemeral_state = false;  // a private directory, removed at the end
+  std::string manager_id;        // empty: generated, kept in state_dir
   std::vector<std::string> listen;
   std::string socket;       // empty: none
   std::string data_listen;  // empty: off
@@ -31,6 +43,10 @@ struct Config {
   std::string log_level;
   bool log_json = false;
   transfer::Options transfer;
+  LonghornConfig longhorn;
+  // Started as Longhorn's control plane does, by --sync-listen: other defaults
+  // count, and the disks must be there from the start.
+  bool longhorn_mode = false;
 };
 
 }  // namespace bim::daemon

@@ -52,6 +52,11 @@ class Connection {
   v1::LimitService::Stub& limits() { return client_->limits(); }
   v1::VersionService::Stub& version() { return client_->version(); }
 
+  // For the stubs of other services.
+  const std::shared_ptr<grpc::Channel>& channel() const {
+    return client_->channel();
+  }
+
   // A call that answers at once: `stub.*method(request, response)`.
   template <typename Stub, typename Request, typename Response>
   CommandEnd Call(Stub& stub,

@@ -1,15 +1,22 @@
 #include "daemon/load_config.h"
 
+#include <arpa/inet.h>
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <fmt/ranges.h>
+#include <ifaddrs.h>
+#include <netinet/in.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
+#include <cstring>
+#include <memory>
 #include <set>
+#include <utility>
 
 #include "daemon/suggest.h"
+#include "pkg/base/names.h"
 #include "pkg/base/unique_fd.h"
 #include "pkg/io/dir.h"
 
@@ -17,6 +24,11 @@ namespace bim::daemon {
 namespace {
 
 constexpr size_t kMaxConfigFileSize = 1 << 20;
+constexpr char kDefaultOrigin[] = "default";
+// Where Longhorn's control plane mounts the one disk of a manager, and the
+// network that it gives to data transfers.
+constexpr char kLonghornDisk[] = "/data";
+constexpr char kStorageInterface[] = "lhnet1";
 
 // Index in Settings(), or -1.
 int FindSetting(std::string_view name) {
@@ -137,7 +149,7 @@ class Merger {
     for (const Setting& setting : Settings()) {
       auto value = ParseText(setting, setting.default_text);
       BIM_CHECK(value.ok());
-      result_.values.push_back({*std::move(value), "default"});
+      result_.values.push_back({*std::move(value), kDefaultOrigin});
     }
   }
 
@@ -193,6 +205,11 @@ class Merger {
   }
 
   base::Result<EffectiveConfig> Finish() && {
+    const int sync_listen = FindSetting("longhorn.sync_listen");
+    result_.config.longhorn_mode =
+        result_.values[sync_listen].origin.starts_with("flag ") &&
+        result_.values[sync_listen].value != Value(std::string());
+    if (result_.config.longhorn_mode) UseLonghornDefaults();
     for (size_t i = 0; i < result_.values.size(); ++i) {
       Settings()[i].store(result_.values[i].value, result_.config);
     }
@@ -215,6 +232,22 @@ class Merger {
     result_.values[index] = {*std::move(value), origin};
   }
 
+  // Longhorn's command line names none of these.
+  void UseLonghornDefaults() {
+    const std::pair<std::string_view, Value> defaults[] = {
+        {"node.state_dir", std::string()},
+        {"api.socket", std::string()},
+        {"api.data_listen", std::string()},
+        {"disks.paths", std::vector<std::string>{kLonghornDisk}},
+    };
+    for (const auto& [name, value] : defaults) {
+      EffectiveValue& effective = result_.values[FindSetting(name)];
+      if (effective.origin == kDefaultOrigin) {
+        effective = {value, "default with --sync-listen"};
+      }
+    }
+  }
+
   const std::string& OriginOf(std::string_view name) const {
     return result_.values[FindSetting(name)].origin;
   }
@@ -226,6 +259,16 @@ class Merger {
           "{}: api.listen: expected an address here or in api.socket, found "
           "neither: nobody could reach the daemon",
           OriginOf("api.listen")));
+    }
+    const size_t disks = config.disk_paths.size();
+    if ((!config.longhorn.disk_uuid.empty() && disks != 1) ||
+        (config.longhorn_mode && disks == 0)) {
+      problems_.push_back(fmt::format(
+          "{}: disks.paths: expected {}, found {}", OriginOf("disks.paths"),
+          config.longhorn.disk_uuid.empty()
+              ? "a disk"
+              : "exactly one disk, whose uuid is longhorn.disk_uuid",
+          disks));
     }
     CheckOrder("backoff.first", config.backoff_first, "backoff.max",
                config.backoff_max);
@@ -245,6 +288,13 @@ class Merger {
           "there can read every image, and bring those that are wanted as "
           "uploads",
           config.data_listen));
+    }
+    if (!config.longhorn.sync_listen.empty() &&
+        !IsLocalAddress(config.longhorn.sync_listen)) {
+      result_.warnings.push_back(fmt::format(
+          "longhorn.sync_listen: {} is reachable from other nodes, and "
+          "everyone there can read, bring and delete images",
+          config.longhorn.sync_listen));
     }
     if (config.transfer.allow_file && config.transfer.file_roots.empty()) {
       result_.warnings.push_back(
@@ -285,7 +335,49 @@ base::Result<std::string> ReadConfigFile(const std::string& path) {
   return content;
 }
 
+// The first IPv4 address of an interface, empty when there is none.
+std::string Ipv4Of(std::string_view interface) {
+  ifaddrs* all = nullptr;
+  if (getifaddrs(&all) != 0) return "";
+  const std::unique_ptr<ifaddrs, decltype(&freeifaddrs)> owner(all,
+                                                               &freeifaddrs);
+  for (const ifaddrs* one = all; one; one = one->ifa_next) {
+    if (!one->ifa_addr || one->ifa_addr->sa_family != AF_INET ||
+        one->ifa_name != interface) {
+      continue;
+    }
+    sockaddr_in address;
+    std::memcpy(&address, one->ifa_addr, sizeof(address));
+    char text[INET_ADDRSTRLEN] = {};
+    if (inet_ntop(AF_INET, &address.sin_addr, text, sizeof(text))) return text;
+  }
+  return "";
+}
+
 }  // namespace
+
+void FindAdvertised(const std::string& interface,
+                    const Environment& environment,
+                    EffectiveConfig& effective) {
+  std::string& advertise = effective.config.longhorn.advertise;
+  if (!advertise.empty()) return;
+  std::string origin = fmt::format("interface {}", interface);
+  advertise = Ipv4Of(interface);
+  const auto pod_ip = environment.find("POD_IP");
+  if (advertise.empty() && pod_ip != environment.end() &&
+      !pod_ip->second.empty()) {
+    if (!IsIpAddress(pod_ip->second)) {
+      effective.warnings.push_back(fmt::format(
+          "environment POD_IP: expected an IP address, found \"{}\": ignored",
+          base::Printable(pod_ip->second)));
+      return;
+    }
+    origin = "environment POD_IP";
+    advertise = pod_ip->second;
+  }
+  if (advertise.empty()) return;
+  effective.values[FindSetting("longhorn.advertise")] = {advertise, origin};
+}
 
 base::Result<EffectiveConfig> MergeConfig(const std::optional<ConfigFile>& file,
                                           const Environment& environment,
@@ -313,7 +405,10 @@ base::Result<EffectiveConfig> LoadConfig(const std::string& path,
     BIM_ASSIGN_OR_RETURN(const std::string content, ReadConfigFile(chosen));
     BIM_ASSIGN_OR_RETURN(file, ParseConfigFile(chosen, content));
   }
-  return MergeConfig(file, environment, flags);
+  BIM_ASSIGN_OR_RETURN(EffectiveConfig effective,
+                       MergeConfig(file, environment, flags));
+  FindAdvertised(kStorageInterface, environment, effective);
+  return effective;
 }
 
 Environment CurrentEnvironment() {

@@ -39,7 +39,10 @@ struct EffectiveConfig {
   std::vector<std::string> warnings;
 };
 
-// Pure. INVALID_ARGUMENT with every problem on a line of its own: the place,
+// Pure. A longhorn.sync_listen that a flag gives is Longhorn's command line:
+// other defaults count (docs/configuration.md tells them), and each has the
+// origin "default with --sync-listen".
+// INVALID_ARGUMENT with every problem on a line of its own: the place,
 // the key, what was expected and what was found. Environment variables that do
 // not begin with the name of a section ("BIM_API_") are nobody's business, and
 // neither are those that Kubernetes makes for a service of such a name.
@@ -47,9 +50,14 @@ base::Result<EffectiveConfig> MergeConfig(const std::optional<ConfigFile>& file,
                                           const Environment& environment,
                                           const std::vector<FlagValue>& flags);
 
-// Blocks: reads the file and merges. The file is `path`, else that of
-// BIM_CONFIG, else kDefaultConfigPath when it exists. INVALID_ARGUMENT as
-// above; a named file that cannot be read is an error too.
+// Fills an empty longhorn.advertise: with the IPv4 address of `interface` if it
+// exists and has one, else with POD_IP of the environment. Asks the kernel.
+void FindAdvertised(const std::string& interface,
+                    const Environment& environment, EffectiveConfig& effective);
+
+// Blocks: reads the file, merges, and finds the address to advertise. The file
+// is `path`, else that of BIM_CONFIG, else kDefaultConfigPath when it exists.
+// INVALID_ARGUMENT as above; a named file that cannot be read is an error too.
 base::Result<EffectiveConfig> LoadConfig(const std::string& path,
                                          const Environment& environment,
                                          const std::vector<FlagValue>& flags);

@@ -12,6 +12,8 @@
 #include "daemon/command_line.h"
 #include "daemon/completion.h"
 #include "daemon/config_check.h"
+#include "daemon/connection.h"
+#include "daemon/data_source.h"
 #include "daemon/load_config.h"
 #include "daemon/serve.h"
 #include "daemon/table.h"
@@ -20,29 +22,32 @@ namespace bim::daemon {
 namespace {
 
 // One line each, so that every line of standard error says who speaks.
-void PrintProblem(std::string_view text) {
+void PrintProblem(std::string_view program, std::string_view text) {
   while (!text.empty()) {
     const std::string_view line = text.substr(0, text.find('\n'));
-    std::fprintf(stderr, "bim: %s\n", OneLine(line).c_str());
+    std::fprintf(stderr, "%.*s: %s\n", static_cast<int>(program.size()),
+                 program.data(), OneLine(line).c_str());
     text.remove_prefix(std::min(text.size(), line.size() + 1));
   }
 }
 
-ExitCode RunDaemonCommand(const DaemonCommand& command,
+ExitCode RunDaemonCommand(std::string_view program,
+                          const DaemonCommand& command,
                           const Environment& environment) {
   const auto loaded =
       LoadConfig(command.config_path, environment, command.flags);
   if (!loaded.ok()) {
-    PrintProblem(loaded.status().message());
+    PrintProblem(program, loaded.status().message());
     return ExitCode::kUsage;
   }
   const base::Status ended = Serve(*loaded);
   if (ended.ok()) return ExitCode::kOk;
-  PrintProblem(ended.message());
+  PrintProblem(program, ended.message());
   return ExitCode::kFailed;
 }
 
-ExitCode RunConfigCheck(const ConfigCheckCommand& command, OutputFormat output,
+ExitCode RunConfigCheck(std::string_view program,
+                        const ConfigCheckCommand& command, OutputFormat output,
                         const Environment& environment) {
   const auto loaded =
       LoadConfig(command.config_path, environment, command.flags);
@@ -51,47 +56,65 @@ ExitCode RunConfigCheck(const ConfigCheckCommand& command, OutputFormat output,
                                  : ConfigReport(loaded);
   std::fputs(report.c_str(), stdout);
   if (loaded.ok()) return ExitCode::kOk;
-  PrintProblem(loaded.status().message());
+  PrintProblem(program, loaded.status().message());
   return ExitCode::kUsage;
 }
 
-ExitCode RunCompletion(const CompletionCommand& command) {
+ExitCode RunCompletion(std::string_view program,
+                       const CompletionCommand& command) {
   const auto script = CompletionScript(DescribeCommands(), command.shell);
   if (!script.ok()) {
-    PrintProblem(script.status().message());
+    PrintProblem(program, script.status().message());
     return ExitCode::kUsage;
   }
   std::fputs(script->c_str(), stdout);
   return ExitCode::kOk;
 }
 
-ExitCode Main(const std::vector<std::string>& arguments) {
+ExitCode RunDataSourceCommand(std::string_view program,
+                              const DataSourceCommand& command) {
+  const auto plan = PlanDataSource(command);
+  if (!plan.ok()) {
+    PrintProblem(program, plan.status().message());
+    return ExitCodeOf(plan.status().code());
+  }
+  PrintProblem(program, "data-source cannot run in this build");
+  return ExitCode::kFailed;
+}
+
+ExitCode Main(std::string_view program,
+              const std::vector<std::string>& arguments) {
   const Environment environment = CurrentEnvironment();
-  const auto parsed = ParseCommandLine(arguments, environment);
+  const auto parsed = ParseCommandLine(arguments, environment, program);
   if (const auto* end = std::get_if<ParseEnd>(&parsed)) {
     if (end->exit_code == ExitCode::kOk) {
       std::fputs(end->text.c_str(), stdout);
     } else {
-      PrintProblem(end->text);
+      PrintProblem(program, end->text);
     }
     return end->exit_code;
   }
   const auto& invocation = std::get<Invocation>(parsed);
   if (const auto* daemon = std::get_if<DaemonCommand>(&invocation.command)) {
-    return RunDaemonCommand(*daemon, environment);
+    return RunDaemonCommand(program, *daemon, environment);
   }
   if (const auto* check =
           std::get_if<ConfigCheckCommand>(&invocation.command)) {
-    return RunConfigCheck(*check, invocation.client.output, environment);
+    return RunConfigCheck(program, *check, invocation.client.output,
+                          environment);
   }
   if (const auto* completion =
           std::get_if<CompletionCommand>(&invocation.command)) {
-    return RunCompletion(*completion);
+    return RunCompletion(program, *completion);
+  }
+  if (const auto* source =
+          std::get_if<DataSourceCommand>(&invocation.command)) {
+    return RunDataSourceCommand(program, *source);
   }
   // gRPC's own lines would hide ours; who debugs it sets the variable.
   setenv("GRPC_VERBOSITY", "NONE", /*overwrite=*/0);
   const CommandEnd end = RunClientCommand(invocation);
-  PrintProblem(end.message);
+  PrintProblem(program, end.message);
   return end.exit_code;
 }
 
@@ -99,10 +122,15 @@ ExitCode Main(const std::vector<std::string>& arguments) {
 }  // namespace bim::daemon
 
 int main(int argc, char** argv) {
-  const auto code = bim::daemon::Main({argv + 1, argv + argc});
+  const std::string_view program =
+      bim::daemon::ProgramName(argc > 0 ? argv[0] : "");
+  // An empty argv is legal, and has no name to skip.
+  const auto code =
+      bim::daemon::Main(program, {argv + std::min(argc, 1), argv + argc});
   // What was printed must have arrived, too: a full disk is a failure.
   if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0) {
-    std::fputs("bim: cannot write to standard output\n", stderr);
+    std::fprintf(stderr, "%s: cannot write to standard output\n",
+                 program.data());
     return static_cast<int>(bim::daemon::ExitCode::kFailed);
   }
   return static_cast<int>(code);

@@ -28,9 +28,12 @@
 #include "pkg/exec/event_loop.h"
 #include "pkg/exec/worker_pool.h"
 #include "pkg/http/server.h"
+#include "pkg/io/dir.h"
 #include "pkg/longhorn/grpc_face.h"
 #include "pkg/manager/manager.h"
 #include "pkg/meta/version.h"
+#include "pkg/store/disk.h"
+#include "pkg/store/layout.h"
 
 namespace bim::daemon {
 namespace {
@@ -153,14 +156,38 @@ base::Result<Listeners> OpenListeners(const Config& config) {
   return listeners;
 }
 
-manager::Options ManagerOptions(const Config& config,
+// The disks that Longhorn's control plane counts on. Another one at the path,
+// or none, must not be taken for it: the daemon does not start then.
+base::Status CheckIdentities(const Config& config) {
+  const std::string& expected = config.longhorn.disk_uuid;
+  if (!config.longhorn_mode && expected.empty()) return base::OkStatus();
+  for (const std::string& path : config.disk_paths) {
+    BIM_ASSIGN_OR_RETURN(const io::Dir root, io::Dir::Open(path));
+    const auto found = store::ReadIdentity(root);
+    if (!found.ok() && found.status().code() == base::Code::kNotFound) {
+      return base::FailedPreconditionError(
+          fmt::format("no {} in {}: expected a disk of Longhorn there; is it "
+                      "mounted?",
+                      store::kIdentityFile, path));
+    }
+    if (!found.ok()) return found.status();
+    if (!expected.empty() && *found != expected) {
+      return base::FailedPreconditionError(
+          fmt::format("expected disk {} at {}, found disk {} (by its {})",
+                      expected, path, *found, store::kIdentityFile));
+    }
+  }
+  return base::OkStatus();
+}
+
+manager::Options ManagerOptions(const Config& config, const StateDir& state,
                                 const std::string& manager_id,
                                 const Endpoints& bound) {
   manager::Options options;
   options.manager_id = manager_id;
   options.version = meta::Version();
   options.endpoint = bound.socket.empty() ? bound.api.front() : bound.socket;
-  options.state_dir = config.state_dir;
+  options.state_dir = state.path();
   options.disk_paths = config.disk_paths;
   options.limits = config.limits;
   options.readers_per_image = config.readers_per_image;
@@ -196,9 +223,10 @@ base::Status RunManager(const Config& config, const StateDir& state,
                         const std::string& manager_id, Listeners listeners,
                         exec::EventLoop& loop, StopSignal& stop_signal) {
   const Endpoints bound = listeners.bound;
-  BIM_ASSIGN_OR_RETURN(const std::unique_ptr<manager::Manager> manager,
-                       manager::Manager::Create(
-                           ManagerOptions(config, manager_id, bound), loop));
+  BIM_ASSIGN_OR_RETURN(
+      const std::unique_ptr<manager::Manager> manager,
+      manager::Manager::Create(ManagerOptions(config, state, manager_id, bound),
+                               loop));
   exec::WorkerPool api_pool("bim-api", kApiThreads);
   exec::WorkerPool data_pool("bim-data", kDataThreads);
   manager->Start();
@@ -258,7 +286,11 @@ base::Status Serve(const EffectiveConfig& effective) {
     BIM_LOG_WARN("{}", warning);
   }
 
-  BIM_ASSIGN_OR_RETURN(const StateDir state, StateDir::Open(config.state_dir));
+  BIM_RETURN_IF_ERROR(CheckIdentities(config));
+  BIM_ASSIGN_OR_RETURN(const StateDir state,
+                       config.ephemeral_state
+                           ? StateDir::OpenEphemeral()
+                           : StateDir::Open(config.state_dir));
   std::string manager_id = config.manager_id;
   if (manager_id.empty()) {
     BIM_ASSIGN_OR_RETURN(manager_id, state.ManagerId());

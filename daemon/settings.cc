@@ -24,6 +24,8 @@ using std::chrono::milliseconds;
 constexpr uint64_t kSecond = 1'000;
 constexpr uint64_t kHour = 3'600 * kSecond;
 constexpr uint64_t kDay = 24 * kHour;
+// Those below are for root's services.
+constexpr uint16_t kFirstUserPort = 1024;
 
 const std::string& Text(const Value& value) {
   return std::get<std::string>(value);
@@ -80,6 +82,45 @@ base::Status CheckListen(const Value& value) {
 base::Status CheckDataListen(const Value& value) {
   return Text(value).empty() ? base::OkStatus() : CheckTcp(Text(value));
 }
+base::Status CheckDiskUuid(const Value& value) {
+  return Text(value).empty() ? base::OkStatus()
+                             : base::CheckName(Text(value), "disk uuid");
+}
+base::Status CheckIpAddress(const Value& value) {
+  const std::string& text = Text(value);
+  if (text.empty() || IsIpAddress(text)) return base::OkStatus();
+  return Expected("an IP address, or nothing", text);
+}
+
+struct PortRange {
+  uint16_t first = 0;
+  uint16_t last = 0;
+};
+std::optional<uint16_t> ParsePort(std::string_view text) {
+  uint16_t port = 0;
+  const auto [end, error] =
+      std::from_chars(text.data(), text.data() + text.size(), port);
+  if (error != std::errc() || end != text.data() + text.size() ||
+      port < kFirstUserPort) {
+    return std::nullopt;
+  }
+  return port;
+}
+base::Result<PortRange> ParsePortRange(const std::string& text) {
+  const size_t dash = std::min(text.find('-'), text.size());
+  const auto first = ParsePort(std::string_view(text).substr(0, dash));
+  const auto last =
+      ParsePort(std::string_view(text).substr(std::min(dash + 1, text.size())));
+  if (first && last && *first <= *last) return PortRange{*first, *last};
+  return Expected(
+      "two ports from 1024 to 65535, the smaller one first, such as "
+      "\"30001-31000\"",
+      text);
+}
+base::Status CheckPortRange(const Value& value) {
+  return ParsePortRange(Text(value)).status();
+}
+
 base::Status CheckSocket(const Value& value) {
   const std::string& text = Text(value);
   if (text.empty()) return base::OkStatus();
@@ -171,9 +212,14 @@ const auto& Table() {
        .key = "state_dir",
        .kind = Kind::kText,
        .default_text = "/var/lib/bim",
-       .help = "Directory of the daemon's own state; one daemon each",
-       .check = CheckPath,
-       .store = [](const Value& v, Config& c) { c.state_dir = Text(v); }},
+       .help = "Directory of the daemon's own state; one daemon each; empty: "
+               "one that is removed at the end",
+       .check = CheckOptionalPath,
+       .store =
+           [](const Value& v, Config& c) {
+             c.state_dir = Text(v);
+             c.ephemeral_state = c.state_dir.empty();
+           }},
       {.section = "node",
        .key = "manager_id",
        .kind = Kind::kText,
@@ -190,7 +236,8 @@ const auto& Table() {
        .help = "TCP addresses of the gRPC API, which is not authenticated; "
                "port 0: any free port",
        .check = CheckListen,
-       .store = [](const Value& v, Config& c) { c.listen = List(v); }},
+       .store = [](const Value& v, Config& c) { c.listen = List(v); },
+       .short_flag = "--listen"},
       {.section = "api",
        .key = "socket",
        .kind = Kind::kText,
@@ -484,6 +531,49 @@ const auto& Table() {
        .store = [](const Value& v,
                    Config& c) { c.upload_expiry = Duration(v); }},
 
+      {.section = "longhorn",
+       .key = "sync_listen",
+       .kind = Kind::kText,
+       .default_text = "",
+       .help = "TCP address of Longhorn's HTTP file service, without "
+               "authentication; empty: off",
+       .check = CheckDataListen,
+       .store = [](const Value& v,
+                   Config& c) { c.longhorn.sync_listen = Text(v); },
+       .short_flag = "--sync-listen"},
+      {.section = "longhorn",
+       .key = "port_range",
+       .kind = Kind::kText,
+       .default_text = "30001-31000",
+       .help = "Ports where files from other managers are received",
+       .check = CheckPortRange,
+       .store =
+           [](const Value& v, Config& c) {
+             const PortRange range = *ParsePortRange(Text(v));
+             c.longhorn.port_first = range.first;
+             c.longhorn.port_last = range.last;
+           },
+       .short_flag = "--port-range"},
+      {.section = "longhorn",
+       .key = "disk_uuid",
+       .kind = Kind::kText,
+       .default_text = "",
+       .help = "The identity that the one disk must have at the start; empty: "
+               "any",
+       .check = CheckDiskUuid,
+       .store = [](const Value& v,
+                   Config& c) { c.longhorn.disk_uuid = Text(v); },
+       .short_flag = "--disk-uuid"},
+      {.section = "longhorn",
+       .key = "advertise",
+       .kind = Kind::kText,
+       .default_text = "",
+       .help = "IP address where other managers reach this one; empty: that "
+               "of the interface lhnet1, else POD_IP of the environment",
+       .check = CheckIpAddress,
+       .store = [](const Value& v,
+                   Config& c) { c.longhorn.advertise = Text(v); }},
+
       {.section = "backoff",
        .key = "first",
        .kind = Kind::kDuration,
@@ -703,6 +793,13 @@ std::string FormatValue(const Setting& setting, const Value& value) {
   const bool bare = setting.kind != Kind::kFileMode &&
                     number.find_first_not_of("0123456789") == number.npos;
   return bare ? number : Quoted(number);
+}
+
+bool IsIpAddress(const std::string& text) {
+  in_addr v4;
+  in6_addr v6;
+  return inet_pton(AF_INET, text.c_str(), &v4) == 1 ||
+         inet_pton(AF_INET6, text.c_str(), &v6) == 1;
 }
 
 bool IsLocalAddress(std::string_view text) {

@@ -61,6 +61,9 @@ std::string FormatValue(const Setting& setting, const Value& value);
 // "a duration such as "30s"": what a value of this kind looks like.
 std::string_view KindExample(Kind kind);
 
+// "10.0.0.1" or "fd00::1", without a port.
+bool IsIpAddress(const std::string& text);
+
 // True for "127.0.0.1:9500", "[::1]:9500" and unix sockets: only this node
 // reaches them. Host names but "localhost" are taken as reachable by others.
 bool IsLocalAddress(std::string_view text);

@@ -2,12 +2,16 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <stdlib.h>
 #include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <cerrno>
+#include <filesystem>
 #include <nlohmann/json.hpp>
+#include <system_error>
+#include <utility>
 
 #include "pkg/base/names.h"
 
@@ -74,6 +78,26 @@ base::Result<StateDir> StateDir::Open(const std::string& path) {
   // Left by one that was killed.
   BIM_RETURN_IF_ERROR(state.RemoveEndpoints());
   return state;
+}
+
+base::Result<StateDir> StateDir::OpenEphemeral() {
+  const char* parent = getenv("TMPDIR");
+  std::string path = fmt::format("{}/bim-XXXXXX",
+                                 parent && parent[0] == '/' ? parent : "/tmp");
+  if (!mkdtemp(path.data())) {
+    return base::ErrnoError(errno, "cannot make the state_dir " + path);
+  }
+  // Before anything can fail.
+  decltype(ephemeral_) ephemeral(new std::string(path));
+  BIM_ASSIGN_OR_RETURN(StateDir state, Open(path));
+  state.ephemeral_ = std::move(ephemeral);
+  return state;
+}
+
+void StateDir::RemoveTree::operator()(const std::string* path) const {
+  std::error_code ignored;  // what stays behind in /tmp harms nobody
+  std::filesystem::remove_all(*path, ignored);
+  delete path;
 }
 
 base::Result<std::string> StateDir::ManagerId() const {

@@ -8,6 +8,7 @@
 // All functions block. One thread.
 #pragma once
 
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -33,6 +34,13 @@ class StateDir {
   // process N"; else what the file system says.
   static base::Result<StateDir> Open(const std::string& path);
 
+  // A new one under TMPDIR (or /tmp) that nobody else knows; removed with all
+  // that is in it when the object is destroyed.
+  static base::Result<StateDir> OpenEphemeral();
+
+  // Absolute.
+  const std::string& path() const { return dir_.path(); }
+
   // The identity that is kept here; generated when there is none. DATA_LOSS
   // when the file holds no name: an identity is never replaced by guess.
   base::Result<std::string> ManagerId() const;
@@ -41,6 +49,12 @@ class StateDir {
   base::Status RemoveEndpoints() const;
 
  private:
+  struct RemoveTree {
+    void operator()(const std::string* path) const;
+  };
+
+  // Destroyed last. Null: the directory stays.
+  std::unique_ptr<const std::string, RemoveTree> ephemeral_;
   io::Dir dir_;
   base::UniqueFd lock_;
 };

@@ -51,9 +51,6 @@ base::Status CheckRequest(const GetRequest& request) {
   return base::OkStatus();
 }
 
-// What becomes of the connection once an answer was read.
-enum class Afterwards { kClose, kKeep };
-
 // One request and its answer: a GET without following redirects.
 class Hop : public Exchange {
  public:
@@ -244,11 +241,19 @@ class ClientImpl : public Client {
   }
   Outcome Get(const GetRequest& request, Sink& sink,
               std::stop_token stop) override {
-    if (multi_ == nullptr) multi_ = MakeMulti();
-    return GetOver(multi_.get(), Afterwards::kKeep, request, sink, stop);
+    return GetOver(multi(), Afterwards::kKeep, request, sink, stop);
+  }
+  PutResult Send(const PutRequest& request, const BodyReader& body,
+                 std::stop_token stop) override {
+    return PutOver(multi(), Afterwards::kKeep, request, body, stop);
   }
 
  private:
+  CURLM* multi() {
+    if (multi_ == nullptr) multi_ = MakeMulti();
+    return multi_.get();
+  }
+
   Multi multi_;
 };
 

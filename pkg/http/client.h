@@ -1,5 +1,6 @@
-// HTTP requests: a GET streamed into a sink, over a connection of its own or a
-// kept one, and an upload. The only header that stands for libcurl.
+// HTTP requests: a GET streamed into a sink, and one with a small answer and,
+// perhaps, a body to send; each over a connection of its own or a kept one. The
+// only header that stands for libcurl.
 //
 // Get() blocks its thread until the body ended, a deadline passed, the sink
 // refused or `stop` was requested (which ends it within 100 ms). It is meant
@@ -146,37 +147,28 @@ std::string RedactUrl(std::string_view url);
 
 Outcome Get(const GetRequest& request, Sink& sink, std::stop_token stop);
 
-// As Get(), but keeps the connection for the next request to the same origin
-// when the body was read to its end (a body without a length, or one that was
-// broken off, closes it). The body of a redirect or a failure is read for that,
-// too, if at most 16 KiB were announced, for at most half a second. A kept
-// connection that turns out dead is replaced by a new one without a failure, if
-// no line of an answer came.
-// More bytes than announced are not noticed here: they can never reach the
-// sink, and the next answer would not be readable.
-// Thread-safety: one call at a time per object.
-class Client {
- public:
-  static std::unique_ptr<Client> Make();
-  virtual ~Client() = default;
-  virtual Outcome Get(const GetRequest& request, Sink& sink,
-                      std::stop_token stop) = 0;
-};
-
 struct PutRequest {
   std::string url;  // http or https, no user:password@
   // "Name: value" lines. Content-Length, Transfer-Encoding and Expect are not
   // the caller's: INVALID_ARGUMENT.
   std::vector<std::string> headers;
-  std::string method = "PUT";  // or "PATCH", "HEAD"
-  // Length of the body; nullopt: chunked. Without meaning for a HEAD.
+  std::string method = "PUT";  // or PATCH, POST, and without a body: GET, HEAD,
+                               // DELETE
+  // Length of the reader's body; nullopt: chunked. Without meaning where there
+  // is no body, or `bytes`.
   std::optional<uint64_t> content_length;
+  // The body, instead of the reader: it can be sent again. Borrowed.
+  std::optional<std::span<const std::byte>> bytes;
+  // Of a PATCH or POST: that the server may get it twice. (The others may be
+  // repeated by what they mean.) For Client::Send().
+  bool repeatable = false;
   std::string ca_file;
   Deadlines deadlines;
 };
 // Gives the next bytes of the body: fills a part of `buffer` (about 256 KiB)
 // and returns how much; 0 at the end. Not asked again once content_length bytes
 // were given. Called on the thread of Put(). May block (no deadline runs then).
+// May be empty where nothing is to be read.
 // A failure breaks the request off: the outcome is kRefused with it, and
 // likewise when it ends before content_length bytes.
 using BodyReader = std::function<base::Result<size_t>(std::span<std::byte>)>;
@@ -190,15 +182,37 @@ struct PutResult {
       fields;        // names in lower case
   std::string body;  // at most 64 KiB of it
 };
-// One request with a body (none for HEAD): for uploads. Goes straight to the
-// server, over a connection of its own: no proxy. Blocks; ends within 100 ms of
-// a stop, the reader's time left out. stall and min_rate are those of the body
-// being sent (as far as the kernel took it), then of the answer's; first_byte
-// begins when it was sent. An answer that comes before the body was sent ends
-// the sending; of its body comes what is there within 1 s. The sink's rules on
-// statuses and lengths do not apply, but an unclear length is a failure here,
-// too. Thread-safety: may run on many threads at once.
+// One request, with a body for PUT, PATCH and POST, and its answer: for uploads
+// and calls. Goes straight to the server, over a connection of its own: no
+// proxy. Blocks; ends within 100 ms of a stop, the reader's time left out.
+// stall and min_rate are those of the body being sent (as far as the kernel
+// took it, which holds at most 256 KiB unsent), then of the answer's;
+// first_byte begins when it was sent. An answer that comes before the body was
+// sent ends the sending; of its body comes what is there within 1 s. The sink's
+// rules on statuses and lengths do not apply, but an unclear length is a
+// failure here, too. Thread-safety: may run on many threads at once.
 PutResult Put(const PutRequest& request, const BodyReader& body,
               std::stop_token stop);
+
+// As Get() and Put(), but keeps the connection for the next request to the same
+// origin when the body was read to its end (a body without a length, or one
+// that was broken off, closes it, and so does an answer that came before the
+// body of the request was sent). The body of a redirect or a failure is read
+// for that by Get(), too, if at most 16 KiB were announced, for at most half a
+// second. A kept connection that turns out dead is replaced by a new one
+// without a failure, if no line of an answer came; by Send() only where the
+// request may be repeated, and only if nothing was asked of its reader yet.
+// Else the failure is a transient one. More bytes than announced are not
+// noticed here: they can never reach the sink, and the next answer would not be
+// readable. Thread-safety: one call at a time per object.
+class Client {
+ public:
+  static std::unique_ptr<Client> Make();
+  virtual ~Client() = default;
+  virtual Outcome Get(const GetRequest& request, Sink& sink,
+                      std::stop_token stop) = 0;
+  virtual PutResult Send(const PutRequest& request, const BodyReader& body,
+                         std::stop_token stop) = 0;
+};
 
 }  // namespace bim::http

@@ -1,5 +1,9 @@
 #include "pkg/http/exchange.h"
 
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <sys/socket.h>
+
 #include <algorithm>
 #include <charconv>
 #include <mutex>
@@ -15,11 +19,17 @@ using std::chrono::milliseconds;
 // Of each request under way. 512 KiB are no faster on the loopback (3-5 GB/s),
 // and 32 connections at once then take 8 MB more.
 constexpr long kBufferBytes = 256 * 1024;
+// What the kernel holds of a request's body and did not send yet: megabytes
+// would say nothing of how fast the server takes it.
+constexpr int kUnsentBytes = 256 * 1024;
 // To the first origin and where it redirects.
 constexpr long kKeptConnections = 4;
 // All header lines of one request's answers, 1xx heads and trailers included.
 constexpr size_t kMaxHeadBytes = 64 * 1024;
 constexpr milliseconds kLongestPoll{1000};
+// Once the answer is whole: until libcurl must be at its end, too. (It may
+// still be sending what the server does not read.)
+constexpr milliseconds kEndTimeout{1000};
 
 std::string Milliseconds(milliseconds duration) {
   return std::to_string(duration.count()) + " ms";
@@ -170,9 +180,18 @@ base::Status Exchange::Prepare() {
   // Also called for a kept connection.
   curl_prereq_callback on_connected = [](void* self, char*, char*, int, int) {
     auto* exchange = static_cast<Exchange*>(self);
+    if (!exchange->OnConnected())
+      return static_cast<int>(CURL_PREREQFUNC_ABORT);
     exchange->Enter(exchange->AfterConnecting(), Clock::now());
     return static_cast<int>(CURL_PREREQFUNC_OK);
   };
+  curl_sockopt_callback on_socket = [](void*, curl_socket_t socket,
+                                       curlsocktype) {
+    setsockopt(socket, IPPROTO_TCP, TCP_NOTSENT_LOWAT, &kUnsentBytes,
+               sizeof(kUnsentBytes));
+    return static_cast<int>(CURL_SOCKOPT_OK);
+  };
+  Set(CURLOPT_SOCKOPTFUNCTION, on_socket);
   void* const self = this;
   Set(CURLOPT_HEADERFUNCTION, on_header);
   Set(CURLOPT_HEADERDATA, self);
@@ -214,6 +233,7 @@ Outcome Exchange::Run(CURLM* multi) {
 }
 
 bool Exchange::Over(Clock::time_point now) const {
+  if (end_by_ && now >= *end_by_) return true;
   return Decided() && (!linger_until_ || now >= *linger_until_);
 }
 
@@ -247,6 +267,10 @@ void Exchange::Drive(CURLM* multi) {
 
 Exchange::Clock::time_point Exchange::CheckDeadlines(Clock::time_point now) {
   if (linger_until_) return *linger_until_;
+  if (complete_ && !failed()) {
+    if (!end_by_) end_by_ = now + kEndTimeout;
+    return *end_by_;
+  }
   if (complete_at_) {
     if (now >= *complete_at_) complete_ = true;
     return *complete_at_;

@@ -33,12 +33,20 @@ using Multi = std::unique_ptr<CURLM, MultiDeleter>;
 // connections. nullptr when there is no memory.
 Multi MakeMulti();
 
+// What becomes of the connection once an answer was read.
+enum class Afterwards { kClose, kKeep };
+
 // INVALID_ARGUMENT unless it is "Name: value" without anything that could begin
 // another line.
 base::Status CheckHeaderLine(const std::string& line);
 // The outcome of a request that never left. `what`: "cannot get", say.
 Outcome NeverSent(std::string_view what, const std::string& url,
                   const base::Status& status);
+
+// Put() over `multi`, which may be nullptr: a failure.
+PutResult PutOver(CURLM* multi, Afterwards afterwards,
+                  const PutRequest& request, const BodyReader& body,
+                  const std::stop_token& stop);
 
 class Exchange {
  public:
@@ -66,6 +74,9 @@ class Exchange {
 
   // Further options, by Set and AddHeader.
   virtual base::Status Configure() = 0;
+  // There is a connection. Again when a kept one turned out dead and libcurl
+  // made a new one. False, and failed: not to be used.
+  virtual bool OnConnected() { return true; }
   // The phase behind kConnecting.
   virtual Phase AfterConnecting() const { return Phase::kWaiting; }
   // The final head is there, in status() and Field(). False ends the exchange.
@@ -73,6 +84,7 @@ class Exchange {
   // A piece of the body, not empty; counted already. False ends the exchange.
   virtual bool OnBody(std::span<const std::byte> data) = 0;
   // Whether the outcome is known, and nothing more is wanted of the answer.
+  // What is not over by itself then closes the connection.
   virtual bool Decided() const { return failed() || complete_; }
   // How much of the request's body was sent.
   virtual uint64_t Sent() { return 0; }
@@ -89,6 +101,8 @@ class Exchange {
   void AddCallersHeader(const std::string& line);
   CURL* easy() const { return easy_.get(); }
 
+  // Whether anything of an answer came.
+  bool answered() const { return head_bytes_ > 0; }
   int status() const { return status_; }
   const std::string& url() const { return url_; }
   const std::vector<std::pair<std::string, std::string>>& fields() const {
@@ -163,6 +177,7 @@ class Exchange {
   std::optional<Pace> pace_;  // of kSending and kBody
   std::optional<Clock::time_point> linger_until_;
   std::optional<Clock::time_point> complete_at_;
+  std::optional<Clock::time_point> end_by_;  // once complete
 
   size_t head_bytes_ = 0;
   bool in_head_ = false;

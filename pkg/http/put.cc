@@ -1,5 +1,6 @@
-// Put(), of client.h.
+// Put() and Client::Send(), of client.h.
 #include <algorithm>
+#include <cstring>
 
 #include "pkg/http/ascii.h"
 #include "pkg/http/client.h"
@@ -15,12 +16,24 @@ constexpr size_t kMaxBodyBytes = 64 * 1024;
 // What an answer that came before the body was sent may take to come whole.
 constexpr std::chrono::milliseconds kEarlyAnswerTimeout{1000};
 
-base::Status CheckRequest(const PutRequest& request) {
+bool HasBody(std::string_view method) {
+  return method == "PUT" || method == "PATCH" || method == "POST";
+}
+
+base::Status CheckRequest(const PutRequest& request, const BodyReader& body) {
   BIM_RETURN_IF_ERROR(CheckUrl(request.url));
-  if (request.method != "PUT" && request.method != "PATCH" &&
-      request.method != "HEAD") {
-    return base::InvalidArgumentError("the method must be PUT, PATCH or HEAD");
+  const bool has_body = HasBody(request.method);
+  if (!has_body && request.method != "GET" && request.method != "HEAD" &&
+      request.method != "DELETE") {
+    return base::InvalidArgumentError(
+        "the method must be GET, HEAD, PUT, PATCH, POST or DELETE");
   }
+  if (!has_body && request.bytes) {
+    return base::InvalidArgumentError("a " + request.method +
+                                      " has no body to send");
+  }
+  if (has_body && !request.bytes && request.content_length != 0u && !body)
+    return base::InvalidArgumentError("nothing gives the body to send");
   for (const std::string& line : request.headers) {
     BIM_RETURN_IF_ERROR(CheckHeaderLine(line));
     const std::string_view name =
@@ -40,14 +53,22 @@ class Upload : public Exchange {
  public:
   // The references outlive the upload.
   Upload(const PutRequest& request, const BodyReader& body,
-         const std::stop_token& stop)
+         Afterwards afterwards, const std::stop_token& stop)
       : Exchange(kCannotSend, request.url, request.deadlines, request.ca_file,
                  stop),
         request_(request),
         body_(body),
-        head_only_(request.method == "HEAD"),
-        handed_all_(head_only_ || request.content_length == 0u) {}
+        has_body_(HasBody(request.method)),
+        keep_(afterwards == Afterwards::kKeep),
+        length_(!has_body_      ? 0
+                : request.bytes ? request.bytes->size()
+                                : request.content_length) {}
 
+  // Before Run: over no kept connection.
+  void ConnectAnew() { anew_ = true; }
+  // After Run: it failed because a kept connection was dead, and may be
+  // repeated.
+  bool WantsAnother();
   // After Run.
   PutResult Result(Outcome outcome) {
     PutResult result;
@@ -61,40 +82,50 @@ class Upload : public Exchange {
 
  private:
   base::Status Configure() override;
+  bool OnConnected() override;
   Phase AfterConnecting() const override {
     return handed_all_ ? Phase::kWaiting : Phase::kSending;
   }
   bool OnHead() override;
   bool OnBody(std::span<const std::byte> data) override;
+  bool Decided() const override {
+    // To keep the connection libcurl must see the end itself.
+    return failed() || (complete() && (!keep_ || broken_off_));
+  }
   uint64_t Sent() override;
   size_t Read(std::span<std::byte> buffer);
+  base::Result<size_t> ReadSome(std::span<std::byte> buffer);
+  bool MayRepeat() const;
 
   const PutRequest& request_;
   const BodyReader& body_;
-  const bool head_only_;
-  bool handed_all_;  // libcurl has the whole body
-  bool answered_ = false;
+  const bool has_body_;
+  const bool keep_;
+  const std::optional<uint64_t> length_;  // of the body
+  bool anew_ = false;
+  bool connected_ = false;
+  bool handed_all_ = false;  // libcurl has the whole body
+  bool head_came_ = false;
+  bool broken_off_ = false;  // of the request or the answer not all is wanted
   uint64_t handed_ = 0;
   std::string answer_;
 };
 
 base::Status Upload::Configure() {
   Set(CURLOPT_PROXY, "");
-  Set(CURLOPT_FORBID_REUSE, 1L);
+  if (!keep_) Set(CURLOPT_FORBID_REUSE, 1L);
+  if (anew_) Set(CURLOPT_FRESH_CONNECT, 1L);
   for (const std::string& line : request_.headers) AddCallersHeader(line);
-  if (head_only_) {
-    Set(CURLOPT_NOBODY, 1L);
-    return base::OkStatus();
-  }
+  if (request_.method == "HEAD") Set(CURLOPT_NOBODY, 1L);
+  if (request_.method == "DELETE") Set(CURLOPT_CUSTOMREQUEST, "DELETE");
+  if (!has_body_) return base::OkStatus();
   AddHeader("Expect:");
   Set(CURLOPT_UPLOAD, 1L);
   Set(CURLOPT_CUSTOMREQUEST, request_.method.c_str());
   Set(CURLOPT_UPLOAD_BUFFERSIZE, kSendBufferBytes);
   // Of unknown length libcurl makes it chunked.
   Set(CURLOPT_INFILESIZE_LARGE,
-      request_.content_length
-          ? static_cast<curl_off_t>(*request_.content_length)
-          : curl_off_t{-1});
+      length_ ? static_cast<curl_off_t>(*length_) : curl_off_t{-1});
   curl_read_callback on_read = [](char* data, size_t size, size_t count,
                                   void* self) -> size_t {
     return static_cast<Upload*>(self)->Read(
@@ -102,7 +133,45 @@ base::Status Upload::Configure() {
   };
   Set(CURLOPT_READFUNCTION, on_read);
   Set(CURLOPT_READDATA, static_cast<void*>(this));
+  // For another connection: OnConnected begins anew.
+  curl_seek_callback on_seek = [](void* self, curl_off_t, int) {
+    return static_cast<Upload*>(self)->MayRepeat() ? CURL_SEEKFUNC_OK
+                                                   : CURL_SEEKFUNC_FAIL;
+  };
+  Set(CURLOPT_SEEKFUNCTION, on_seek);
+  Set(CURLOPT_SEEKDATA, static_cast<void*>(this));
   return base::OkStatus();
+}
+
+// libcurl repeats by itself what a kept connection did not take.
+bool Upload::OnConnected() {
+  if (connected_ && !MayRepeat()) {
+    return Fail(Failure::kTransient,
+                base::UnavailableError("the kept connection broke before an "
+                                       "answer came, and the request is not "
+                                       "one to repeat"));
+  }
+  connected_ = true;
+  handed_ = 0;
+  handed_all_ = length_ == 0u;
+  return true;
+}
+
+bool Upload::MayRepeat() const {
+  const bool body_again = handed_ == 0 || request_.bytes;
+  const bool twice = request_.repeatable ||
+                     (request_.method != "POST" && request_.method != "PATCH");
+  return body_again && twice;
+}
+
+bool Upload::WantsAnother() {
+  if (!connected_ || answered() || !MayRepeat() ||
+      outcome().status.code() != base::Code::kUnavailable) {
+    return false;
+  }
+  long connections = 0;
+  curl_easy_getinfo(easy(), CURLINFO_NUM_CONNECTS, &connections);
+  return connections == 0;
 }
 
 uint64_t Upload::Sent() {
@@ -111,16 +180,21 @@ uint64_t Upload::Sent() {
   return static_cast<uint64_t>(sent);
 }
 
+base::Result<size_t> Upload::ReadSome(std::span<std::byte> buffer) {
+  if (!request_.bytes) return body_(buffer);
+  std::memcpy(buffer.data(), request_.bytes->data() + handed_, buffer.size());
+  return buffer.size();
+}
+
 size_t Upload::Read(std::span<std::byte> buffer) {
   if (failed() || Stopped()) return CURL_READFUNC_ABORT;
   // Not the end: the server must not take a part for the whole.
-  if (answered_ && !handed_all_) return CURL_READFUNC_PAUSE;
+  if (head_came_ && !handed_all_) return CURL_READFUNC_PAUSE;
   if (handed_all_) return 0;
-  const std::optional<uint64_t>& length = request_.content_length;
-  if (length && *length - handed_ < buffer.size())
-    buffer = buffer.first(static_cast<size_t>(*length - handed_));
+  if (length_ && *length_ - handed_ < buffer.size())
+    buffer = buffer.first(static_cast<size_t>(*length_ - handed_));
   PausePace();
-  base::Result<size_t> read = body_(buffer);
+  base::Result<size_t> read = ReadSome(buffer);
   ResumePace();
   if (!read.ok()) {
     Refuse(read.status());
@@ -128,13 +202,13 @@ size_t Upload::Read(std::span<std::byte> buffer) {
   }
   BIM_CHECK(*read <= buffer.size());
   handed_ += *read;
-  if (length && *read == 0) {
+  if (length_ && *read == 0) {
     Refuse(base::FailedPreconditionError("the body to send ended after " +
                                          Number(handed_) + " of " +
-                                         Number(*length) + " bytes"));
+                                         Number(*length_) + " bytes"));
     return CURL_READFUNC_ABORT;
   }
-  handed_all_ = length ? handed_ == *length : *read == 0;
+  handed_all_ = length_ ? handed_ == *length_ : *read == 0;
   if (handed_all_) Enter(Phase::kWaiting, Clock::now());
   return *read;
 }
@@ -147,12 +221,16 @@ bool Upload::OnHead() {
   }
   std::optional<uint64_t> length;
   if (!ReadLength(length)) return false;
-  if (head_only_ || status() == 204 || status() == 304) length = 0;
-  answered_ = true;
+  if (request_.method == "HEAD" || status() == 204 || status() == 304)
+    length = 0;
+  head_came_ = true;
   outcome().retry_after =
       ParseRetryAfter(Field("Retry-After"), std::chrono::system_clock::now());
   BeginBody(length);
-  if (!handed_all_) CompleteAt(Clock::now() + kEarlyAnswerTimeout);
+  if (!handed_all_) {
+    broken_off_ = true;
+    CompleteAt(Clock::now() + kEarlyAnswerTimeout);
+  }
   return true;
 }
 
@@ -160,21 +238,36 @@ bool Upload::OnBody(std::span<const std::byte> data) {
   const size_t room = kMaxBodyBytes - answer_.size();
   answer_.append(reinterpret_cast<const char*>(data.data()),
                  std::min(room, data.size()));
-  if (data.size() > room) Complete();  // the rest is not wanted
+  if (data.size() > room) {
+    broken_off_ = true;  // the rest is not wanted
+    Complete();
+  }
   return true;
 }
 
 }  // namespace
 
+PutResult PutOver(CURLM* multi, Afterwards afterwards,
+                  const PutRequest& request, const BodyReader& body,
+                  const std::stop_token& stop) {
+  if (base::Status status = CheckRequest(request, body); !status.ok())
+    return {.outcome = NeverSent(kCannotSend, request.url, status)};
+  {
+    Upload upload(request, body, afterwards, stop);
+    Outcome outcome = upload.Run(multi);
+    if (!upload.WantsAnother()) return upload.Result(std::move(outcome));
+  }
+  Upload another(request, body, afterwards, stop);
+  another.ConnectAnew();
+  Outcome outcome = another.Run(multi);
+  return another.Result(std::move(outcome));
+}
+
 PutResult Put(const PutRequest& request, const BodyReader& body,
               std::stop_token stop) {
-  if (base::Status status = CheckRequest(request); !status.ok())
-    return {.outcome = NeverSent(kCannotSend, request.url, status)};
   const SigpipeBlock no_sigpipe;  // the connection is closed here
   const Multi multi = MakeMulti();
-  Upload upload(request, body, stop);
-  Outcome outcome = upload.Run(multi.get());
-  return upload.Result(std::move(outcome));
+  return PutOver(multi.get(), Afterwards::kClose, request, body, stop);
 }
 
 }  // namespace bim::http

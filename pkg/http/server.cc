@@ -62,44 +62,77 @@ base::Status ServerCore::Listen(base::UniqueFd listener) {
                             "giving the HTTP listener to the loop");
   }
   (void)listener.Release();
-  acceptor_->native_non_blocking(true, error);
+  acceptor_->non_blocking(true, error);
   loop.Post([self = shared_from_this()] { self->Accept(); });
   return base::OkStatus();
 }
 
 void ServerCore::Accept() {
-  if (!acceptor_ || accepting_ || sessions_.size() >= options.max_connections)
-    return;
+  if (!acceptor_ || accepting_ || (Full() && waiting_.empty())) return;
   accepting_ = true;
-  acceptor_->async_accept(
-      [self = shared_from_this()](error_code error, Protocol::socket socket) {
-        self->OnAccept(error, std::move(socket));
-      });
+  // Not async_accept: who may be accepted, and in whose place, is known only
+  // when somebody comes.
+  acceptor_->async_wait(Acceptor::wait_read,
+                        [self = shared_from_this()](error_code error) {
+                          self->OnAcceptable(error);
+                        });
 }
 
-void ServerCore::OnAccept(error_code error, Protocol::socket socket) {
-  accepting_ = false;
+void ServerCore::OnAcceptable(error_code error) {
   if (!acceptor_) return;
+  if (!error && Full() && !MakeRoom()) {
+    if (waiting_.empty()) {
+      accepting_ = false;  // until one waits again, or is gone
+    } else {
+      Pause();  // what they sent is being read
+    }
+    return;
+  }
+  Protocol::socket socket(loop.context());
+  if (!error) acceptor_->accept(socket, error);
+  if (error && error != boost::asio::error::would_block &&
+      error != boost::asio::error::connection_aborted) {
+    // Out of descriptors or memory: the listener stays readable, so look again
+    // only after a pause.
+    Pause();
+    return;
+  }
   if (!error) {
     auto session =
         std::make_shared<Session>(shared_from_this(), std::move(socket));
     sessions_.insert(session);
     session->Start();
-    Accept();
-    return;
   }
-  if (error == boost::asio::error::connection_aborted) {
-    Accept();
-    return;
+  accepting_ = false;
+  Accept();
+}
+
+bool ServerCore::MakeRoom() {
+  for (Session* session : waiting_) {
+    if (session->HasUnread()) continue;
+    session->Close();
+    return !Full();
   }
-  // Out of descriptors or memory: the listener stays readable, so look again
-  // only after a pause.
-  accepting_ = true;
+  return false;
+}
+
+void ServerCore::Pause() {
   pause_->expires_after(kAcceptPause);
   pause_->async_wait([self = shared_from_this()](error_code) {
     self->accepting_ = false;
     self->Accept();
   });
+}
+
+void ServerCore::Wait(Session& session) {
+  session.place = waiting_.insert(waiting_.end(), &session);
+  if (Full()) Accept();
+}
+
+void ServerCore::Unwait(Session& session) {
+  if (!session.place) return;
+  waiting_.erase(*session.place);
+  session.place.reset();
 }
 
 void ServerCore::Remove(const std::shared_ptr<Session>& session) {

@@ -1,15 +1,18 @@
-// A small HTTP/1.1 server on Beast: GET and HEAD with bodies from memory, from
-// parts of a file (sendfile) or made piece by piece, PUT and PATCH whose bodies
-// are taken piece by piece, keep-alive. The only place that knows Beast.
+// A small HTTP/1.1 server on Beast: GET, HEAD and DELETE, answers from memory,
+// from parts of a file (sendfile) or made piece by piece, PUT, PATCH and POST
+// whose bodies are taken piece by piece, keep-alive. The only place that knows
+// Beast.
 //
-// Bounded: at most `max_connections` at once (further ones wait in the
-// listen queue), request heads of at most 16 KiB (431), request bodies only
-// where the handler takes them (else 413), 30 s to send a head (an idle
-// kept-alive connection included), 60 s without progress while sending or while
-// a body comes; then the connection is closed. Handlers, what takes or makes
-// bodies, and sendfile run on the worker pool, never on the loop: a pool whose
-// threads are all taken by long work (downloads, say) stops the serving, so
-// give the server one of its own.
+// Bounded: at most `max_connections` at once, request heads of at most 16 KiB
+// (431), request bodies only where the handler takes them (else 413), 30 s to
+// send a head (an idle kept-alive connection included), 60 s without progress
+// while sending or while a body comes; then the connection is closed. When one
+// connects beyond `max_connections`, the connection that has waited longest
+// without a complete head of its first or next request is closed for it; while
+// all have a request under way, it waits in the listen queue. Handlers, what
+// takes or makes bodies, and sendfile run on the worker pool, never on the
+// loop: a pool whose threads are all taken by long work (downloads, say) stops
+// the serving, so give the server one of its own.
 // Thread-safety: Start and the destructor on one thread, neither the loop's nor
 // the pool's; the handler is called on many.
 #pragma once
@@ -36,7 +39,9 @@
 namespace bim::http {
 
 struct Request {
-  std::string method;  // "GET", "HEAD", "PUT" or "PATCH"
+  // "GET", "HEAD", "PUT", "PATCH", "POST" or "DELETE". Others get a 405, a GET,
+  // HEAD or DELETE with a body a 413, before any handler sees them.
+  std::string method;
   // Percent-decoded, begins with '/', no NUL, no query. "..", "//" and decoded
   // slashes are left as they are: it is a name to compare, not a path to open.
   std::string path;
@@ -46,7 +51,7 @@ struct Request {
   std::string range;
   // All header fields, names in lower case, in the order they came.
   std::vector<std::pair<std::string, std::string>> fields;
-  // Of a PUT or PATCH; nullopt: the body is chunked.
+  // Of a PUT, PATCH or POST; nullopt: the body is chunked.
   std::optional<uint64_t> content_length;
 
   // The value of a field (lower-case name) that came once; else empty.
@@ -109,10 +114,11 @@ struct Response {
   // Instead of body and file: a body of unknown length (chunked; to an HTTP/1.0
   // client it ends with the connection). No ranges.
   std::unique_ptr<BodyMaker> maker;
-  // For a PUT or PATCH: who takes the body. Then nothing else of this response
-  // is used but what BodyTaker::Finish returns. ("Expect: 100-continue" is
-  // answered.) Without it a body is refused: this response is sent, the rest
-  // of the request is drained (2 s at most), and the connection closes.
+  // For a PUT, PATCH or POST: who takes the body. Then nothing else of this
+  // response is used but what BodyTaker::Finish returns. ("Expect:
+  // 100-continue" is answered.) Without it a body is refused: this response is
+  // sent, the rest of the request is drained (2 s at most), and the connection
+  // closes.
   std::unique_ptr<BodyTaker> taker;
   // The answer (head and body) is sent once one of these turns is had, and
   // holds it until sent, or until the connection closes. Not had within

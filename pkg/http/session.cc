@@ -106,6 +106,7 @@ void Session::End() {
   error_code ignored;
   socket_.close(ignored);
   LetGo();
+  core_->Unwait(*this);
   core_->Remove(shared_from_this());
 }
 
@@ -146,6 +147,17 @@ void Session::Arm(Clock::time_point when, Work work) {
 void Session::Disarm() {
   ++timer_round_;
   timer_.cancel();
+}
+
+bool Session::HasUnread() {
+  int unread = 0;
+  if (ioctl(socket_.native_handle(), FIONREAD, &unread) == 0 && unread > 0)
+    return true;
+  // Behind the previous one; else what lies here is a part of a head.
+  const auto read = buffer_.data();
+  const std::string_view text(static_cast<const char*>(read.data()),
+                              read.size());
+  return text.find("\r\n\r\n") != std::string_view::npos;
 }
 
 template <typename OnThePool, typename Then>
@@ -189,11 +201,13 @@ void Session::ReadHead() {
       [self = shared_from_this()](error_code error, size_t) {
         self->OnHead(error);
       });
+  core_->Wait(*this);
 }
 
 void Session::OnHead(error_code error) {
   if (closed_) return;
   Disarm();
+  core_->Unwait(*this);
   using HeadError = beast::http::error;
   if (error == HeadError::header_limit || error == HeadError::buffer_overflow) {
     Refuse(431, "the request head is longer than 16 KiB");
@@ -221,20 +235,23 @@ void Session::OnHead(error_code error) {
   asked_.keep_alive = parser_->keep_alive();
   asked_.old_client = head.version() < 11;
   asked_.head_only = head.method() == Verb::head;
-  takes_body_ = head.method() == Verb::put || head.method() == Verb::patch;
+  const bool reads = head.method() == Verb::get || asked_.head_only;
+  takes_body_ = head.method() == Verb::put || head.method() == Verb::patch ||
+                head.method() == Verb::post;
   const bool coded = head.count(Name::transfer_encoding) > 0;
   has_body_ = coded || parser_->content_length().value_or(0) > 0;
-  if (head.method() != Verb::get && !asked_.head_only && !takes_body_) {
+  if (!reads && !takes_body_ && head.method() != Verb::delete_) {
     drain_ = has_body_;
     if (has_body_) asked_.keep_alive = false;
+    const std::string allowed = "GET, HEAD, PUT, PATCH, POST, DELETE";
     Response refusal =
-        PlainAnswer(405, "only GET, HEAD, PUT and PATCH are served here");
-    refusal.headers.emplace_back("Allow", "GET, HEAD, PUT, PATCH");
+        PlainAnswer(405, "expected one of the methods " + allowed);
+    refusal.headers.emplace_back("Allow", allowed);
     Reply(std::move(refusal));
     return;
   }
   if (has_body_ && !takes_body_) {
-    Refuse(413, "a GET or HEAD with a body is not taken here");
+    Refuse(413, "a GET, HEAD or DELETE with a body is not taken here");
     return;
   }
   // Of an unclear length must be what this server and one before it could
@@ -263,10 +280,10 @@ void Session::OnHead(error_code error) {
   request.path = std::move(target->path);
   request.query = std::move(target->query);
   request.range = field(Name::range);
-  if (!takes_body_) {
+  if (reads) {
     asked_.range = request.range;
     asked_.if_range = field(Name::if_range);
-  } else if (!coded) {
+  } else if (takes_body_ && !coded) {
     request.content_length = parser_->content_length().value_or(0);
   }
   for (const auto& line : head) {

@@ -7,6 +7,7 @@
 #include <boost/beast/core/flat_buffer.hpp>
 #include <chrono>
 #include <condition_variable>
+#include <list>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -44,6 +45,10 @@ class ServerCore : public std::enable_shared_from_this<ServerCore> {
 
   // On the loop. Makes room for another connection.
   void Remove(const std::shared_ptr<Session>& session);
+  // On the loop: it waits for a request, or does so no more. While it waits it
+  // may be closed for another connection; who waits longest goes first.
+  void Wait(Session& session);
+  void Unwait(Session& session);
 
   // Runs `work` on the pool unless the server stops before. False when the pool
   // takes no work any more. Queued work must not own a session.
@@ -71,8 +76,12 @@ class ServerCore : public std::enable_shared_from_this<ServerCore> {
  private:
   using Acceptor = boost::asio::basic_socket_acceptor<Protocol>;
 
+  bool Full() const { return sessions_.size() >= options.max_connections; }
   void Accept();
-  void OnAccept(boost::system::error_code error, Protocol::socket socket);
+  void OnAcceptable(boost::system::error_code error);
+  // False: nobody can be closed for another connection just now.
+  bool MakeRoom();
+  void Pause();
   bool Begin();
   void End();
   void DestroyDiscarded();
@@ -81,7 +90,8 @@ class ServerCore : public std::enable_shared_from_this<ServerCore> {
   std::optional<Acceptor> acceptor_;
   std::optional<boost::asio::steady_timer> pause_;
   std::unordered_set<std::shared_ptr<Session>> sessions_;
-  bool accepting_ = false;
+  std::list<Session*> waiting_;  // for a request, the longest first
+  bool accepting_ = false;       // or about to, or closing one for another
 
   Handler handler_;
   std::mutex mutex_;
@@ -123,6 +133,12 @@ class Session : public std::enable_shared_from_this<Session> {
   void Start();
   // Ends all: at once, or when the pool is done.
   void Close();
+  // While it waits for a request: whether one, or more of one, is there and was
+  // not looked at yet.
+  bool HasUnread();
+
+  // Of ServerCore: where it stands among those that wait.
+  std::optional<std::list<Session*>::iterator> place;
 
  private:
   using Clock = Pace::Clock;
@@ -213,7 +229,7 @@ class Session : public std::enable_shared_from_this<Session> {
   // The request.
   std::optional<RequestBody::Parser> parser_;
   Asked asked_;
-  bool takes_body_ = false;  // PUT or PATCH
+  bool takes_body_ = false;  // PUT, PATCH or POST
   bool has_body_ = false;
   bool continue_ = false;  // it expects "100 Continue"
   bool drain_ = false;     // before closing, let the rest of the request come

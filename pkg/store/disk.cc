@@ -228,9 +228,9 @@ std::variant<std::shared_ptr<Disk>, DiskFault> Disk::Claim(
   return claimed;
 }
 
-std::variant<std::shared_ptr<Disk>, DiskFault> Disk::TryClaim(
+std::variant<std::shared_ptr<Disk>, DiskFault> Disk::Look(
     const std::string& path, const std::string& expected_uuid,
-    const Owner& owner, std::string& found_uuid) {
+    std::string& found_uuid) {
   auto root = io::Dir::Open(path);
   if (!root.ok()) {
     if (root.status().code() == Code::kNotFound) {
@@ -273,6 +273,67 @@ std::variant<std::shared_ptr<Disk>, DiskFault> Disk::TryClaim(
   disk->root_ = std::move(*root);
   disk->device_ = st.st_dev;
   disk->inode_ = st.st_ino;
+  return disk;
+}
+
+std::variant<std::shared_ptr<Disk>, DiskFault> Disk::OpenForDataSource(
+    const std::string& path, const std::string& expected_uuid,
+    const ImageKey& key) {
+  BIM_CHECK(key.place == Place::kDataSource);
+  std::string found_uuid;
+  auto looked = Look(path, expected_uuid, found_uuid);
+  if (auto* fault = std::get_if<DiskFault>(&looked)) {
+    fault->uuid = found_uuid;
+    return looked;
+  }
+  const auto disk = std::get<std::shared_ptr<Disk>>(std::move(looked));
+  const auto fault = [&](const Status& status) {
+    DiskFault made = FaultOf(status);
+    made.uuid = found_uuid;
+    return made;
+  };
+  const io::Dir& dir = disk->root_;
+  if (Status made = dir.MakeDir(kDataSourceDir, 0755); !made.ok()) {
+    return fault(made);
+  }
+  // One that a process which ends has removed meanwhile is made again.
+  for (int tries = 0; tries < 8; ++tries) {
+    auto lock = dir.OpenFile(DataSourceLock(key), O_RDONLY | O_CREAT, 0644);
+    if (!lock.ok()) return fault(lock.status());
+    if (::flock(lock->get(), LOCK_EX | LOCK_NB) != 0) {
+      if (errno != EWOULDBLOCK) {
+        return fault(base::ErrnoError(
+            errno, "cannot lock " + path + "/" + DataSourceLock(key)));
+      }
+      return DiskFault{DiskState::kOwned,
+                       "another process makes the file " + path + "/" +
+                           DataFile(key) + " (it holds the lock " +
+                           DataSourceLock(key) + ")",
+                       found_uuid};
+    }
+    struct stat held = {};
+    const auto there = dir.Stat(DataSourceLock(key));
+    if (::fstat(lock->get(), &held) != 0 || !there.ok() ||
+        there->st_ino != held.st_ino) {
+      continue;
+    }
+    disk->lock_ = *std::move(lock);
+    disk->owned_ = false;
+    disk->data_source_ = key;
+    return disk;
+  }
+  return fault(base::UnavailableError("the lock " + path + "/" +
+                                      DataSourceLock(key) +
+                                      " goes away again and again"));
+}
+
+std::variant<std::shared_ptr<Disk>, DiskFault> Disk::TryClaim(
+    const std::string& path, const std::string& expected_uuid,
+    const Owner& owner, std::string& found_uuid) {
+  auto looked = Look(path, expected_uuid, found_uuid);
+  if (std::holds_alternative<DiskFault>(looked)) return looked;
+  auto disk = std::get<std::shared_ptr<Disk>>(std::move(looked));
+  const std::string* const uuid = &disk->uuid_;
   const io::Dir& dir = disk->root_;
   if (Status made = dir.MakeDir(kBimDir, 0755); !made.ok()) {
     return FaultOf(made);
@@ -336,7 +397,10 @@ std::variant<std::shared_ptr<Disk>, DiskFault> Disk::TryClaim(
   return disk;
 }
 
-Disk::~Disk() = default;
+Disk::~Disk() {
+  // Its lock is of no use to anybody; an owned disk's stays.
+  if (!owned_ && lock_) (void)root_.RemoveFile(DataSourceLock(data_source_));
+}
 
 DiskFault Disk::Check(bool probe) const {
   struct stat held = {}, seen = {};
@@ -391,6 +455,7 @@ DiskFault Disk::Check(bool probe) const {
 }
 
 Status Disk::CheckOwner() const {
+  if (!owned_) return base::OkStatus();
   const auto owner = ReadOwner(root_);
   if (!owner.ok()) {
     return base::AbortedError("the owner record of disk " + uuid_ +
@@ -416,11 +481,13 @@ Result<Space> Disk::GetSpace() const {
 }
 
 Status Disk::PutDesired(const ImageKey& key, std::string_view json) const {
+  if (!owned_) return base::OkStatus();
   BIM_FAILPOINT_ERROR("store.desired.put");
   return root_.ReplaceFile(DesiredFile(key), json, 0600);
 }
 
 Status Disk::RemoveDesired(const ImageKey& key) const {
+  if (!owned_) return base::OkStatus();
   BIM_RETURN_IF_ERROR(root_.RemoveFile(DesiredFile(key)));
   BIM_ASSIGN_OR_RETURN(io::Dir dir, root_.OpenDir(kDesiredDir));
   return dir.Sync();

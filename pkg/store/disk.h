@@ -87,6 +87,13 @@ class Disk {
   static std::variant<std::shared_ptr<Disk>, DiskFault> Claim(
       const std::string& path, const std::string& expected_uuid,
       const Owner& owner);
+  // The disk at `path` as a data source sees it: somebody else may own it, and
+  // only the files of `key` (Place::kDataSource) are this process's, as long as
+  // the Disk lives. kOwned: another process has them. Nothing is kept below
+  // .bim.
+  static std::variant<std::shared_ptr<Disk>, DiskFault> OpenForDataSource(
+      const std::string& path, const std::string& expected_uuid,
+      const ImageKey& key);
   ~Disk();
   Disk(const Disk&) = delete;
   Disk& operator=(const Disk&) = delete;
@@ -96,22 +103,29 @@ class Disk {
   uint64_t epoch() const { return epoch_; }
   const io::Dir& root() const { return root_; }
   dev_t device() const { return device_; }
+  // False: opened for a data source.
+  bool owned() const { return owned_; }
 
   // Is what lies at the path still this disk, writable, and ours? kReady or
   // the fault. With `probe` the lock file's times are set, too: a file system
   // that stopped itself after an error refuses that, and may tell no other way.
   DiskFault Check(bool probe) const;
   // ABORTED when the owner record says another epoch than ours: we are late.
+  // Always OK for a data source.
   base::Status CheckOwner() const;
   base::Result<Space> GetSpace() const;
 
   // Desired records: one small JSON document per image, opaque here.
-  // Durable on return.
+  // Durable on return. A data source keeps none: nothing is done.
   base::Status PutDesired(const ImageKey& key, std::string_view json) const;
   base::Status RemoveDesired(const ImageKey& key) const;
 
  private:
   Disk() = default;
+  // The directory, its identity and its file system, checked; nothing locked.
+  static std::variant<std::shared_ptr<Disk>, DiskFault> Look(
+      const std::string& path, const std::string& expected_uuid,
+      std::string& found_uuid);
   static std::variant<std::shared_ptr<Disk>, DiskFault> TryClaim(
       const std::string& path, const std::string& expected_uuid,
       const Owner& owner, std::string& found_uuid);
@@ -123,6 +137,8 @@ class Disk {
   dev_t device_ = 0;
   ino_t inode_ = 0;
   base::UniqueFd lock_;
+  bool owned_ = true;
+  ImageKey data_source_;  // when not owned
 };
 
 }  // namespace bim::store

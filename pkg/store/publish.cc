@@ -139,21 +139,23 @@ std::string Openers(const struct stat& file) {
 Status MakeImageDir(const Disk& disk, const ImageKey& key) {
   const io::Dir& root = disk.root();
   BIM_RETURN_IF_ERROR(root.MakeDir(ImageDir(key), 0755));
+  const bool own_dir = key.place == Place::kImages;
   if (const auto owner = ReadOwnerOfRecord(root, key);
       owner.ok() && *owner != key) {
-    return base::AlreadyExistsError("the directory " + disk.path() + "/" +
-                                    ImageDir(key) + " is that of image '" +
+    return base::AlreadyExistsError("the place " + disk.path() + "/" +
+                                    DataFile(key) + " is that of image '" +
                                     owner->name + "' with uuid '" +
                                     owner->uuid + "'");
   }
   const auto config = ReadConfig(root, key);
   if (config.ok() && !config->uuid.empty() && config->uuid != key.uuid) {
     return base::AlreadyExistsError(
-        "the directory " + disk.path() + "/" + ImageDir(key) +
+        "the place " + disk.path() + "/" + DataFile(key) +
         " is that of another image, with uuid '" + config->uuid + "'");
   }
-  BIM_ASSIGN_OR_RETURN(io::Dir images, root.OpenDir(kImagesDir));
-  BIM_RETURN_IF_ERROR(images.Sync());
+  BIM_ASSIGN_OR_RETURN(io::Dir parent,
+                       root.OpenDir(own_dir ? kImagesDir : "."));
+  BIM_RETURN_IF_ERROR(parent.Sync());
   BIM_FAILPOINT_ERROR("store.ingest.dir_made");
   return base::OkStatus();
 }
@@ -271,14 +273,16 @@ Result<Found> Inspect(const Disk& disk, const ImageKey& key, mode_t file_mode,
   return found;
 }
 
-Result<ImageRecord> Scan(const Disk& disk, const ImageKey& key,
-                         bool want_sha256, std::stop_token stop,
-                         const ScanProgress& progress) {
-  BIM_ASSIGN_OR_RETURN(
-      UniqueFd fd, disk.root().OpenFile(DataFile(key), O_RDONLY | O_NONBLOCK));
+// Reads the file at `path`, which is that of `key`, once.
+static Result<ImageRecord> ScanPath(const Disk& disk, const ImageKey& key,
+                                    const std::string& path, bool want_sha256,
+                                    std::stop_token stop,
+                                    const ScanProgress& progress) {
+  BIM_ASSIGN_OR_RETURN(UniqueFd fd,
+                       disk.root().OpenFile(path, O_RDONLY | O_NONBLOCK));
   BIM_ASSIGN_OR_RETURN(struct stat before, StatFd(fd.get()));
   if (!S_ISREG(before.st_mode)) {
-    return base::FailedPreconditionError(disk.path() + "/" + DataFile(key) +
+    return base::FailedPreconditionError(disk.path() + "/" + path +
                                          " is not a regular file");
   }
   ImageRecord record;
@@ -314,7 +318,7 @@ Result<ImageRecord> Scan(const Disk& disk, const ImageKey& key,
         BIM_FAILPOINT_ERROR("store.scan.read");
         BIM_ASSIGN_OR_RETURN(size_t count,
                              io::PreadFull(fd.get(), buffer.data(), want, at,
-                                           disk.path() + "/" + DataFile(key)));
+                                           disk.path() + "/" + path));
         if (count != want) {
           return base::AbortedError(
               "the file became shorter while it was "
@@ -338,7 +342,7 @@ Result<ImageRecord> Scan(const Disk& disk, const ImageKey& key,
     if (stop.stop_requested()) return base::CancelledError("stopped");
     if (progress) progress(end, read);
   }
-  BIM_ASSIGN_OR_RETURN(struct stat after, disk.root().Stat(DataFile(key)));
+  BIM_ASSIGN_OR_RETURN(struct stat after, disk.root().Stat(path));
   if (!(StampOf(after) == record.stamp)) {
     return base::AbortedError("the file changed while it was read");
   }
@@ -348,6 +352,93 @@ Result<ImageRecord> Scan(const Disk& disk, const ImageKey& key,
   record.verified_ns = NowNs();
   BIM_RETURN_IF_ERROR(ProbeInto(fd.get(), record));
   return record;
+}
+
+Result<ImageRecord> Scan(const Disk& disk, const ImageKey& key,
+                         bool want_sha256, std::stop_token stop,
+                         const ScanProgress& progress) {
+  return ScanPath(disk, key, DataFile(key), want_sha256, stop, progress);
+}
+
+Result<ImageRecord> AdoptTemp(const Disk& disk, const ImageKey& key,
+                              const AdoptOptions& options, std::stop_token stop,
+                              const std::function<void(uint64_t)>& done) {
+  const io::Dir& root = disk.root();
+  const auto drop = [&](Status status) -> Status {
+    if (status.code() == Code::kFailedPrecondition ||
+        status.code() == Code::kDataLoss) {
+      (void)RemovePartial(disk, key);
+    }
+    return status;
+  };
+  BIM_ASSIGN_OR_RETURN(const UniqueFd fd,
+                       root.OpenFile(TempFile(key), O_RDWR | O_NONBLOCK));
+  BIM_ASSIGN_OR_RETURN(const struct stat st, StatFd(fd.get()));
+  if (st.st_size == 0 || st.st_size % 512 != 0) {
+    return drop(
+        base::FailedPreconditionError("size " + std::to_string(st.st_size) +
+                                      " is not a multiple of 512 above 0"));
+  }
+  if (::fsync(fd.get()) != 0) {
+    return base::ErrnoError(errno,
+                            "cannot sync " + disk.path() + "/" + TempFile(key));
+  }
+  auto record = ScanPath(disk, key, TempFile(key), false, stop,
+                         [&](uint64_t at, uint64_t) { done(at); });
+  if (!record.ok()) return drop(record.status());
+  if (options.expect_sha512 && *options.expect_sha512 != record->sha512) {
+    return drop(base::FailedPreconditionError(
+        "wrong checksum: expected SHA-512 " + options.expect_sha512->Hex() +
+        ", found " + record->sha512.Hex()));
+  }
+  record->origin = options.origin;
+  auto published = Publish(disk, key, fd.get(), *std::move(record),
+                           options.file_mode, options.shown_checksum);
+  if (!published.ok()) return drop(published.status());
+  published->chunks.clear();
+  return published;
+}
+
+Status MoveImage(const Disk& disk, const ImageKey& from, const ImageKey& to,
+                 const std::string& expected_checksum) {
+  const io::Dir& root = disk.root();
+  BIM_ASSIGN_OR_RETURN(const struct stat st, root.Stat(DataFile(from)));
+  if (!S_ISREG(st.st_mode)) {
+    return base::FailedPreconditionError(disk.path() + "/" + DataFile(from) +
+                                         " is not a regular file");
+  }
+  BIM_RETURN_IF_ERROR(MakeImageDir(disk, to));
+  if (root.Stat(DataFile(to)).ok()) {
+    return base::AlreadyExistsError("a file lies at " + disk.path() + "/" +
+                                    DataFile(to) + " already");
+  }
+  BIM_RETURN_IF_ERROR(RemovePartial(disk, to));
+  BIM_RETURN_IF_ERROR(disk.CheckOwner());
+  auto record = ReadRecord(root, from, true);
+  const bool proven = record.ok() && Matches(record->stamp, StampOf(st));
+  if (proven) {
+    // As in a commit: what Inspect finds with a sealed record was proven.
+    record->key = to;
+    record->stamp.ctime_ns = 0;
+    BIM_RETURN_IF_ERROR(
+        root.ReplaceFile(RecordFile(to), EncodeRecord(*record)));
+  } else if (root.Stat(ConfigFile(from)).ok()) {
+    // Longhorn's cfg vouches for it by its mtime, which a rename keeps.
+    BIM_RETURN_IF_ERROR(root.Rename(ConfigFile(from), ConfigFile(to)));
+  }
+  BIM_RETURN_IF_ERROR(root.Rename(DataFile(from), DataFile(to)));
+  if (proven) {
+    BIM_RETURN_IF_ERROR(FinishPublish(disk, *record, expected_checksum));
+  } else {
+    BIM_ASSIGN_OR_RETURN(io::Dir dir, root.OpenDir(ImageDir(to)));
+    BIM_RETURN_IF_ERROR(dir.Sync());
+  }
+  // Nothing of it is needed there any more.
+  for (const std::string& left : {RecordFile(from), ConfigFile(from)}) {
+    BIM_RETURN_IF_ERROR(root.RemoveFile(left));
+  }
+  BIM_ASSIGN_OR_RETURN(io::Dir source, root.OpenDir(ImageDir(from)));
+  return source.Sync();
 }
 
 Status RemovePartial(const Disk& disk, const ImageKey& key) {
@@ -406,13 +497,18 @@ Status RemoveImage(const Disk& disk, const ImageKey& key, bool force) {
   if (!force) {
     BIM_ASSIGN_OR_RETURN(held, HoldUnused(disk, key));
   }
-  BIM_RETURN_IF_ERROR(root.RemoveFile(DamagedFile(key)));
+  const bool own_dir = key.place == Place::kImages;
+  if (own_dir) BIM_RETURN_IF_ERROR(root.RemoveFile(DamagedFile(key)));
   if (!root.Stat(ImageDir(key)).ok()) return base::OkStatus();
   for (const std::string& path :
        {DataFile(key), TempFile(key), ConfigFile(key), RecordFile(key),
         ConfigFile(key) + ".new", RecordFile(key) + ".new"}) {
     BIM_RETURN_IF_ERROR(root.RemoveFile(path));
     BIM_FAILPOINT("store.remove.file");
+  }
+  if (!own_dir) {
+    BIM_ASSIGN_OR_RETURN(io::Dir sources, root.OpenDir(kDataSourceDir));
+    return sources.Sync();
   }
   if (Status removed = root.RemoveDir(ImageDir(key)); !removed.ok()) {
     BIM_LOG_WARN("{}: left in place, it holds other files", removed.message());

@@ -32,6 +32,29 @@ base::Status MakeImageDir(const Disk& disk, const ImageKey& key);
 base::Status WriteRecord(const Disk& disk, const ImageRecord& record,
                          const std::string& expected_checksum);
 
+// Moves a complete file, with what is recorded of it, by rename from the place
+// of one image to that of another on the same disk, where nothing ready lies.
+// Nothing is read, its digest (and mtime) stay what they were. A crash in the
+// middle leaves it at one of the two places. NOT_FOUND: no file to move.
+// ALREADY_EXISTS: a file lies there, or the directory is another image's.
+base::Status MoveImage(const Disk& disk, const ImageKey& from,
+                       const ImageKey& to,
+                       const std::string& expected_checksum);
+
+// Publishes what another program wrote into the temp file of `key`: reads all
+// of it once. `expect_sha512`, when given, is compared. Errors as of
+// Ingest::Commit and of Scan; a file proven wrong is deleted.
+struct AdoptOptions {
+  std::optional<base::Digest> expect_sha512;
+  mode_t file_mode = 0644;
+  std::string origin;
+  std::string shown_checksum;
+};
+base::Result<ImageRecord> AdoptTemp(const Disk& disk, const ImageKey& key,
+                                    const AdoptOptions& options,
+                                    std::stop_token stop,
+                                    const std::function<void(uint64_t)>& done);
+
 // What lies at the place of an image.
 struct Found {
   enum class Kind {

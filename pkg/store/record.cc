@@ -294,6 +294,7 @@ Result<ImageRecord> ReadRecord(const io::Dir& disk, const ImageKey& key,
     return DataLossError(shown + " is the record of image '" + record.key.name +
                          "' with uuid '" + record.key.uuid + "'");
   }
+  record.key = key;
   return record;
 }
 
@@ -374,6 +375,7 @@ Result<Journal> ReadJournal(const io::Dir& disk, const ImageKey& key) {
     return DataLossError(disk.path() + "/" + path +
                          " is not the journal of this image");
   }
+  header.key = key;
   journal.chunks.resize(ChunkCount(header.size, header.chunk_size));
   std::string_view rest = opened.rest;
   for (; rest.size() >= kEntrySize; rest.remove_prefix(kEntrySize)) {

@@ -417,8 +417,20 @@ TEST_F(DataServerTest, OtherPathsAndMethods) {
   EXPECT_EQ(Get("/healthz", "", "POST").status, 405);
   EXPECT_EQ(Header(Get("/v1/images/a/b/data", "", "PUT"), "Allow"),
             "GET, HEAD");
-  EXPECT_EQ(Get("/v1/images/a/b/upload").status, 405);
-  EXPECT_EQ(Header(Get("/v1/images/a/b/upload"), "Allow"), "HEAD, PUT, PATCH");
+  for (const char* method : {"GET", "POST", "DELETE"}) {
+    const http::Response refusal = Get("/v1/images/a/b/upload", "", method);
+    EXPECT_EQ(refusal.status, 405) << method;
+    EXPECT_EQ(Header(refusal, "Allow"), "HEAD, PUT, PATCH");
+  }
+  for (const char* method : {"PUT", "PATCH", "POST", "DELETE"}) {
+    for (const char* path :
+         {"/healthz", "/v1/images/a/b/data", "/v1/images/a/b/manifest",
+          "/v1/images/a/b/extents"}) {
+      const http::Response refusal = Get(path, "", method);
+      EXPECT_EQ(refusal.status, 405) << method << " " << path;
+      EXPECT_EQ(Header(refusal, "Allow"), "GET, HEAD");
+    }
+  }
 }
 
 }  // namespace

@@ -178,7 +178,8 @@ TEST(ParseCommandLine, MistakesReadWell) {
             "(see bim image --help)");
   EXPECT_EQ(Mistake("nonsense"),
             "bim: unknown command \"nonsense\"; expected daemon, image, disk, "
-            "limits, version, config, completion (see bim --help)");
+            "limits, version, config, completion, data-source, backing-image "
+            "(see bim --help)");
   EXPECT_EQ(Mistake("image list -o yaml"),
             "bim image list: --output: expected table or json, found \"yaml\" "
             "(see bim image list --help)");
@@ -214,6 +215,167 @@ TEST(ParseCommandLine, HelpTellsTheExitCodes) {
                     HasSubstr("--address")));
 }
 
+TEST(ProgramName, IsTheLastPartOfArgv0) {
+  EXPECT_EQ(ProgramName("/usr/bin/backing-image-manager"), kLonghornProgram);
+  EXPECT_EQ(ProgramName("backing-image-manager"), kLonghornProgram);
+  for (const char* other : {"bim", "/x/bim", "", "/backing-image-manager/",
+                            "/backing-image-manager/x"}) {
+    EXPECT_EQ(ProgramName(other), kProgram) << other;
+  }
+}
+
+TEST(ParseCommandLine, ShowsTheNameItWasCalledBy) {
+  const auto help = std::get<ParseEnd>(ParseCommandLine(
+      {"backing-image", "ls", "--help"}, {}, kLonghornProgram));
+  EXPECT_THAT(
+      help.text,
+      AllOf(HasSubstr("Usage: backing-image-manager backing-image list"),
+            HasSubstr("see backing-image-manager --help")));
+  const auto mistake = std::get<ParseEnd>(
+      ParseCommandLine({"daemon", "--lisen", "x"}, {}, kLonghornProgram));
+  EXPECT_THAT(mistake.text, StartsWith("backing-image-manager daemon: "));
+  EXPECT_THAT(mistake.text, HasSubstr("did you mean \"--listen\"?"));
+}
+
+TEST(ParseCommandLine, ReadsLonghornsDaemonInAnyOrder) {
+  for (const char* line :
+       {"--debug daemon --listen :8000 --sync-listen :8001 --disk-uuid u "
+        "--port-range 30001-31000 --disk /d",
+        "daemon --port-range 30001-31000 --disk /d --disk-uuid u --debug "
+        "--sync-listen :8001 --listen :8000"}) {
+    const auto daemon = Parsed<DaemonCommand>(line);
+    std::map<std::string, std::vector<std::string>> flags;
+    for (const FlagValue& flag : daemon.flags) flags[flag.name] = flag.values;
+    EXPECT_THAT(
+        flags,
+        testing::UnorderedElementsAre(
+            testing::Pair("api.listen", ElementsAre(":8000")),
+            testing::Pair("longhorn.sync_listen", ElementsAre(":8001")),
+            testing::Pair("longhorn.disk_uuid", ElementsAre("u")),
+            testing::Pair("longhorn.port_range", ElementsAre("30001-31000")),
+            testing::Pair("disks.paths", ElementsAre("/d")),
+            testing::Pair("log.level", ElementsAre("debug"))))
+        << line;
+  }
+  // The level that is named wins: it is the later flag.
+  const auto both = Parsed<DaemonCommand>("--debug daemon --log-level warn");
+  ASSERT_EQ(both.flags.size(), 2u);
+  EXPECT_THAT(both.flags[0].values, ElementsAre("debug"));
+  EXPECT_THAT(both.flags[1].values, ElementsAre("warn"));
+  Parsed<ImageListCommand>("--debug image list");
+}
+
+TEST(ParseCommandLine, ReadsDataSource) {
+  const auto source = Parsed<DataSourceCommand>(
+      "--debug data-source --listen :1 --sync-listen :2 --name n --uuid u "
+      "--source-type download --parameters url=http://h/?a=b,c=d data-engine= "
+      "--checksum abc --parameters x=[1] --credential k==v --credential l=m");
+  EXPECT_TRUE(source.debug);
+  EXPECT_EQ(source.listen, ":1");
+  EXPECT_EQ(source.sync_listen, ":2");
+  EXPECT_EQ(source.receive_listen, ":8002");
+  EXPECT_EQ(source.disk_path, "/data");
+  EXPECT_EQ(source.name, "n");
+  EXPECT_EQ(source.uuid, "u");
+  EXPECT_EQ(source.source_type, "download");
+  EXPECT_EQ(source.checksum, "abc");
+  const std::map<std::string, std::string> parameters = {
+      {"url", "http://h/?a=b,c=d"}, {"data-engine", ""}, {"x", "[1]"}};
+  EXPECT_EQ(source.parameters, parameters);
+  const std::map<std::string, std::string> credentials = {{"k", "=v"},
+                                                          {"l", "m"}};
+  EXPECT_EQ(source.credentials, credentials);
+
+  const auto least = Parsed<DataSourceCommand>(
+      "data-source --name n --uuid u --source-type upload --disk /d "
+      "--receive-listen :3");
+  EXPECT_FALSE(least.debug);
+  EXPECT_EQ(least.listen, ":8000");
+  EXPECT_EQ(least.sync_listen, ":8001");
+  EXPECT_EQ(least.receive_listen, ":3");
+  EXPECT_EQ(least.disk_path, "/d");
+  // An empty text is a value.
+  const auto parsed =
+      ParseCommandLine({"data-source", "--name", "n", "--uuid", "u",
+                        "--source-type", "upload", "--checksum", ""},
+                       {});
+  EXPECT_TRUE(std::holds_alternative<Invocation>(parsed));
+}
+
+TEST(ParseCommandLine, NamesAParameterWithoutValueButNoSecret) {
+  const std::string start = "data-source --name n --uuid u --source-type t ";
+  EXPECT_THAT(Mistake(start + "--parameters a=b url"),
+              HasSubstr("--parameters: expected KEY=VALUE, found \"url\""));
+  EXPECT_THAT(Mistake(start + "--parameters =x"), HasSubstr("KEY=VALUE"));
+  EXPECT_THAT(Mistake(start + "--credential s3cret"),
+              AllOf(HasSubstr("--credential: expected KEY=VALUE"),
+                    testing::Not(HasSubstr("s3cret"))));
+  EXPECT_THAT(Mistake("data-source --uuid u --source-type t"),
+              HasSubstr("--name is required"));
+  EXPECT_THAT(Mistake("data-source --name n --source-type t"),
+              HasSubstr("--uuid is required"));
+  EXPECT_THAT(Mistake("data-source --name n --uuid u"),
+              HasSubstr("--source-type is required"));
+}
+
+TEST(ParseCommandLine, ReadsLonghornsClient) {
+  using Call = LonghornCommand::Call;
+  const auto sync = Parsed<LonghornCommand>(
+      "backing-image file-sync --name n --uuid u --size 1024 --from-address "
+      "h:1 --checksum abc");
+  EXPECT_EQ(sync.call, Call::kSync);
+  EXPECT_EQ(sync.name, "n");
+  EXPECT_EQ(sync.uuid, "u");
+  EXPECT_EQ(sync.size, 1024);
+  EXPECT_EQ(sync.address, "h:1");
+  EXPECT_EQ(sync.checksum, "abc");
+  const auto fetch = Parsed<LonghornCommand>(
+      "backing-image sync --name n --data-source-address h:2");
+  EXPECT_EQ(fetch.call, Call::kFetch);
+  EXPECT_EQ(fetch.address, "h:2");
+  EXPECT_EQ(fetch.size, 0);
+  const auto send =
+      Parsed<LonghornCommand>("backing-image send --name n --to-address h:3");
+  EXPECT_EQ(send.call, Call::kSend);
+  EXPECT_EQ(send.address, "h:3");
+  const std::pair<const char*, Call> kCalls[] = {
+      {"get", Call::kGet},    {"delete", Call::kDelete},
+      {"del", Call::kDelete}, {"prepare-download", Call::kPrepareDownload},
+      {"list", Call::kList},  {"ls", Call::kList}};
+  for (const auto& [word, call] : kCalls) {
+    EXPECT_EQ(
+        Parsed<LonghornCommand>(std::string("backing-image ") + word).call,
+        call)
+        << word;
+  }
+  for (const char* size : {"4k", "-1", "1.5", "9223372036854775808", "0x10"}) {
+    EXPECT_THAT(Mistake(std::string("backing-image sync --size ") + size),
+                HasSubstr("--size"));
+  }
+}
+
+TEST(ParseCommandLine, LonghornsUrlStandsBeforeOrAfterTheCommand) {
+  const auto url = [](const std::string& line) {
+    return std::get<Invocation>(Parse(line)).client.url;
+  };
+  EXPECT_EQ(url("backing-image list"), "localhost:8000");
+  EXPECT_EQ(url("backing-image --url h:1 list"), "h:1");
+  EXPECT_EQ(url("backing-image list --url h:1"), "h:1");
+  EXPECT_EQ(url("backing-image get --url=h:1 --name n"), "h:1");
+  EXPECT_EQ(url("version --url h:1"), "h:1");
+}
+
+TEST(ParseCommandLine, VersionHasLonghornsFormByNameOrUrl) {
+  EXPECT_FALSE(Parsed<VersionCommand>("version").longhorn);
+  EXPECT_TRUE(Parsed<VersionCommand>("version --url h:1").longhorn);
+  const auto parsed =
+      ParseCommandLine({"version", "--client-only"}, {}, kLonghornProgram);
+  const auto& version =
+      std::get<VersionCommand>(std::get<Invocation>(parsed).command);
+  EXPECT_TRUE(version.longhorn);
+  EXPECT_TRUE(version.client_only);
+}
+
 TEST(CompletionScript, ContainsEveryCommandAndOption) {
   const CommandNode root = DescribeCommands();
   for (const char* shell : {"bash", "zsh", "fish"}) {
@@ -241,7 +403,7 @@ TEST(CompletionScript, ContainsEveryCommandAndOption) {
           }
         };
     check(root, "");
-    EXPECT_EQ(seen, 22) << "commands, groups and the root";
+    EXPECT_EQ(seen, 31) << "commands, groups and the root";
   }
   EXPECT_FALSE(CompletionScript(root, "tcsh").ok());
 }

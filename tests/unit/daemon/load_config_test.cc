@@ -323,6 +323,112 @@ TEST(MergeConfig, WarnsOfWhatOthersReach) {
                           HasSubstr("[::]:9501"), HasSubstr("file_roots")));
 }
 
+TEST(MergeConfig, SyncListenAsAFlagIsLonghornsCommandLine) {
+  const std::vector<FlagValue> flags = {{"api.listen", {":8000"}},
+                                        {"longhorn.sync_listen", {":8001"}},
+                                        {"longhorn.disk_uuid", {"u-1"}},
+                                        {"longhorn.port_range", {"4000-4000"}}};
+  auto loaded = MergeConfig(std::nullopt, {}, flags);
+  ASSERT_TRUE(loaded.ok()) << loaded.status().message();
+  const Config& config = loaded->config;
+  EXPECT_TRUE(config.longhorn_mode);
+  EXPECT_TRUE(config.ephemeral_state);
+  EXPECT_EQ(config.socket, "");
+  EXPECT_EQ(config.data_listen, "");
+  EXPECT_THAT(config.disk_paths, ElementsAre("/data"));
+  EXPECT_EQ(config.longhorn.sync_listen, ":8001");
+  EXPECT_EQ(config.longhorn.disk_uuid, "u-1");
+  EXPECT_EQ(config.longhorn.port_first, 4000);
+  EXPECT_EQ(config.longhorn.port_last, 4000);
+  EXPECT_EQ(config.longhorn.advertise, "");
+  EXPECT_EQ(OriginOf(*loaded, "disks.paths"), "default with --sync-listen");
+  EXPECT_THAT(loaded->warnings,
+              ElementsAre(HasSubstr(":8000"), HasSubstr(":8001")));
+
+  // What is set stays, wherever that was.
+  loaded = Load("[api]\nsocket = \"unix:/s\"\n[node]\nstate_dir = \"/st\"\n",
+                {{"BIM_DISKS_PATHS", "/other"},
+                 {"BIM_API_DATA_LISTEN", "127.0.0.1:9501"}},
+                flags);
+  ASSERT_TRUE(loaded.ok()) << loaded.status().message();
+  EXPECT_TRUE(loaded->config.longhorn_mode);
+  EXPECT_FALSE(loaded->config.ephemeral_state);
+  EXPECT_EQ(loaded->config.state_dir, "/st");
+  EXPECT_EQ(loaded->config.socket, "unix:/s");
+  EXPECT_EQ(loaded->config.data_listen, "127.0.0.1:9501");
+  EXPECT_THAT(loaded->config.disk_paths, ElementsAre("/other"));
+}
+
+TEST(MergeConfig, SyncListenElsewhereChangesNoDefaults) {
+  const auto loaded = Load("[longhorn]\nsync_listen = \"127.0.0.1:8001\"\n");
+  ASSERT_TRUE(loaded.ok()) << loaded.status().message();
+  EXPECT_FALSE(loaded->config.longhorn_mode);
+  EXPECT_FALSE(loaded->config.ephemeral_state);
+  EXPECT_EQ(loaded->config.longhorn.sync_listen, "127.0.0.1:8001");
+  EXPECT_EQ(loaded->config.longhorn.port_first, 30001);
+  EXPECT_EQ(loaded->config.longhorn.port_last, 31000);
+  EXPECT_EQ(loaded->config.data_listen, "127.0.0.1:9501");
+  EXPECT_TRUE(loaded->config.disk_paths.empty());
+  // Nor does an empty flag, which switches the service off.
+  const auto off =
+      MergeConfig(std::nullopt, {{"BIM_LONGHORN_SYNC_LISTEN", ":1"}},
+                  {{"longhorn.sync_listen", {""}}});
+  ASSERT_TRUE(off.ok());
+  EXPECT_FALSE(off->config.longhorn_mode);
+  EXPECT_EQ(off->config.longhorn.sync_listen, "");
+}
+
+TEST(MergeConfig, LonghornsValuesAreChecked) {
+  for (const char* range :
+       {"", "-", "30001", "30001-", "-31000", "31000-30001", "1023-2000",
+        "30001-65536", "30001-31000-32000", " 30001-31000", "30001-31000 ",
+        "a-b", "+30001-31000"}) {
+    EXPECT_THAT(ProblemOf("", {}, {{"longhorn.port_range", {range}}}),
+                HasSubstr("longhorn.port_range: expected two ports from 1024 "
+                          "to 65535"))
+        << range;
+  }
+  EXPECT_TRUE(Load("", {}, {{"longhorn.port_range", {"1024-65535"}}}).ok());
+  EXPECT_THAT(ProblemOf("", {}, {{"longhorn.sync_listen", {"unix:/s"}}}),
+              HasSubstr("expected a TCP address"));
+  EXPECT_THAT(ProblemOf("[longhorn]\ndisk_uuid = \"../x\"\n"),
+              HasSubstr("longhorn.disk_uuid"));
+  EXPECT_THAT(ProblemOf("[longhorn]\nadvertise = \"host\"\n"),
+              HasSubstr("longhorn.advertise: expected an IP address"));
+  EXPECT_THAT(ProblemOf("[disks]\npaths = [\"/a\", \"/b\"]\n", {},
+                        {{"longhorn.disk_uuid", {"u"}}}),
+              HasSubstr("/etc/bim/bim.toml:2: disks.paths: expected exactly "
+                        "one disk, whose uuid is longhorn.disk_uuid, found 2"));
+  EXPECT_THAT(ProblemOf("", {{"BIM_DISKS_PATHS", ""}},
+                        {{"longhorn.sync_listen", {":1"}}}),
+              HasSubstr("disks.paths: expected a disk, found 0"));
+}
+
+TEST(FindAdvertised, PrefersWhatIsSetThenTheInterfaceThenThePod) {
+  const Environment pod = {{"POD_IP", "10.0.0.7"}};
+  const auto advertised = [](const std::string& interface,
+                             const Environment& environment,
+                             const std::string& set = "") {
+    auto loaded =
+        MergeConfig(std::nullopt, {}, {{"longhorn.advertise", {set}}});
+    EXPECT_TRUE(loaded.ok());
+    FindAdvertised(interface, environment, *loaded);
+    return *loaded;
+  };
+  EXPECT_EQ(advertised("lo", pod, "fd00::1").config.longhorn.advertise,
+            "fd00::1");
+  const EffectiveConfig by_interface = advertised("lo", pod);
+  EXPECT_EQ(by_interface.config.longhorn.advertise, "127.0.0.1");
+  EXPECT_EQ(OriginOf(by_interface, "longhorn.advertise"), "interface lo");
+  const EffectiveConfig by_pod = advertised("bim-no-such", pod);
+  EXPECT_EQ(by_pod.config.longhorn.advertise, "10.0.0.7");
+  EXPECT_EQ(OriginOf(by_pod, "longhorn.advertise"), "environment POD_IP");
+  EXPECT_EQ(advertised("bim-no-such", {}).config.longhorn.advertise, "");
+  const EffectiveConfig bad = advertised("bim-no-such", {{"POD_IP", "pod\n7"}});
+  EXPECT_EQ(bad.config.longhorn.advertise, "");
+  EXPECT_THAT(bad.warnings, ElementsAre(HasSubstr("POD_IP")));
+}
+
 TEST(ParseConfigFile, EmptySectionsAndFilesAreFine) {
   EXPECT_TRUE(Load("").ok());
   EXPECT_TRUE(Load("# nothing\n[api]\n[log]\n").ok());

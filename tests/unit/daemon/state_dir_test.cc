@@ -2,6 +2,7 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <stdlib.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -37,6 +38,30 @@ TEST_F(StateDirTest, IsMadePrivate) {
   struct stat info;
   ASSERT_EQ(stat(path().c_str(), &info), 0);
   EXPECT_EQ(info.st_mode & 07777, 0700u);
+}
+
+TEST_F(StateDirTest, AnEphemeralOneIsPrivateAndRemovedAtTheEnd) {
+  ASSERT_EQ(setenv("TMPDIR", root_.c_str(), /*overwrite=*/1), 0);
+  std::string first_path, first_id;
+  {
+    const auto first = StateDir::OpenEphemeral();
+    const auto second = StateDir::OpenEphemeral();
+    ASSERT_TRUE(first.ok()) << first.status().message();
+    ASSERT_TRUE(second.ok()) << second.status().message();
+    first_path = first->path();
+    EXPECT_EQ(std::filesystem::path(first_path).parent_path(), root_);
+    EXPECT_NE(first_path, second->path());
+    struct stat info;
+    ASSERT_EQ(stat(first_path.c_str(), &info), 0);
+    EXPECT_EQ(info.st_mode & 07777, 0700u);
+    first_id = *first->ManagerId();
+    EXPECT_NE(first_id, *second->ManagerId());
+    ASSERT_TRUE(first->WriteEndpoints({}).ok());
+  }
+  EXPECT_TRUE(std::filesystem::is_empty(root_));
+  ASSERT_EQ(setenv("TMPDIR", (root_ + "/missing").c_str(), 1), 0);
+  EXPECT_FALSE(StateDir::OpenEphemeral().ok());
+  unsetenv("TMPDIR");
 }
 
 TEST_F(StateDirTest, HasOneUserAtATime) {

@@ -110,6 +110,58 @@ TEST(HttpPut, Head) {
   EXPECT_THAT(server.requests().at(0), testing::StartsWith("HEAD /image"));
 }
 
+TEST(HttpPut, WithoutBodies) {
+  for (const std::string method : {"GET", "DELETE"}) {
+    ScriptedServer server([](Conn& conn, const std::string&) {
+      conn.Send("HTTP/1.1 404 No\r\nContent-Length: 4\r\nX: y\r\n\r\nlost");
+      conn.AwaitClose();
+    });
+    PutRequest request = RequestTo(server);
+    request.method = method;
+    request.headers = {"X-Token: SECRET"};
+    const PutResult result = Put(request, NotAsked, {});
+    EXPECT_EQ(result.outcome.failure, Failure::kNone)
+        << result.outcome.status.ToString();
+    EXPECT_EQ(result.status, 404);
+    EXPECT_EQ(result.body, "lost");
+    EXPECT_THAT(result.fields, Contains(Pair("x", "y")));
+    const std::string head = server.requests().at(0);
+    EXPECT_THAT(
+        head, testing::StartsWith(method + " /image?key=SECRET HTTP/1.1\r\n"));
+    EXPECT_THAT(head, HasSubstr("X-Token: SECRET\r\n"));
+    EXPECT_THAT(head, Not(HasSubstr("Content-Length")));
+    EXPECT_THAT(head, Not(HasSubstr("Transfer-Encoding")));
+  }
+}
+
+TEST(HttpPut, BodiesInMemory) {
+  for (const std::string method : {"PUT", "PATCH", "POST"}) {
+    for (const size_t size : {0, 5, 1'000'000}) {
+      const std::string body = Pattern(size);
+      std::string got;
+      ScriptedServer server([&](Conn& conn, const std::string&) {
+        got = conn.ReadBytes(size);
+        conn.Send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
+      });
+      PutRequest request = RequestTo(server);
+      request.method = method;
+      request.bytes = std::as_bytes(std::span(body));
+      request.content_length = 77;  // of a reader
+      const PutResult result = Put(request, {}, {});
+      EXPECT_EQ(result.outcome.failure, Failure::kNone)
+          << result.outcome.status.ToString();
+      EXPECT_EQ(result.body, "ok");
+      EXPECT_TRUE(got == body);
+      const std::string head = server.requests().at(0);
+      EXPECT_THAT(head, testing::StartsWith(method + " /image"));
+      EXPECT_THAT(
+          head, HasSubstr("Content-Length: " + std::to_string(size) + "\r\n"));
+      EXPECT_THAT(head, Not(HasSubstr("Content-Type")));
+      EXPECT_THAT(head, Not(HasSubstr("Expect")));
+    }
+  }
+}
+
 TEST(HttpPut, AnyStatusIsAnAnswer) {
   for (const int status : {200, 302, 404, 409, 500, 503}) {
     ScriptedServer server([&](Conn& conn, const std::string&) {
@@ -327,14 +379,21 @@ TEST(HttpPut, ConnectionThatBreaks) {
 
 TEST(HttpPut, BadRequestsNeverLeave) {
   ScriptedServer server("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n");
-  std::vector<PutRequest> bad(7, RequestTo(server));
+  std::vector<PutRequest> bad(10, RequestTo(server));
   bad[0].url = "ftp://host/x";
   bad[1].url = "http://user:SECRET@127.0.0.1/";
   bad[2].headers = {"X: y\r\nInjected: SECRET"};
   bad[3].headers = {"content-length: 5"};
   bad[4].headers = {"Transfer-Encoding: gzip"};
   bad[5].headers = {"Expect: 100-continue"};
-  bad[6].method = "POST";
+  bad[6].method = "TRACE";
+  bad[7].method = "get";
+  for (size_t i = 8; i < bad.size(); ++i) {
+    bad[i].method = i == 8 ? "GET" : "DELETE";
+    bad[i].bytes = std::as_bytes(std::span("body"));
+  }
+  ExpectFailure(Put(RequestTo(server), {}, {}), Failure::kPermanent,
+                base::Code::kInvalidArgument, "nothing gives the body");
   for (const PutRequest& request : bad) {
     ExpectFailure(Put(request, NotAsked, {}), Failure::kPermanent,
                   base::Code::kInvalidArgument, "cannot send to ");

@@ -1,4 +1,4 @@
-// Bodies of requests: PUT and PATCH.
+// Bodies of requests: PUT, PATCH and POST; and DELETE, which has none.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -471,14 +471,87 @@ TEST_F(HttpServerBody, StopInTheMiddleOfManyUploads) {
     EXPECT_EQ(status, base::OkStatus());
 }
 
+TEST_F(HttpServerBody, NotClosedForAnotherConnection) {
+  StartTaking({.max_connections = 1});
+  const base::UniqueFd fd = ConnectLocal(port_);
+  Conn conn(fd.get());
+  conn.Send(Put("/taken", Length(10)) + "hello");
+  ASSERT_TRUE(seen_.Await([&] { return seen_.pieces == 1; }));
+  const base::UniqueFd other = ConnectLocal(port_);
+  Conn(other.get()).Send(Put("/x", ""));
+  pollfd answered{other.get(), POLLIN, 0};
+  EXPECT_EQ(::poll(&answered, 1, 100), 0);
+  conn.Send("hello");
+  EXPECT_THAT(conn.ReadHead(), StartsWith("HTTP/1.1 201 "));
+  // Kept for its next request, it makes room.
+  EXPECT_THAT(Conn(other.get()).ReadHead(), StartsWith("HTTP/1.1 200 "));
+}
+
 TEST_F(HttpServerBody, OtherMethodsAreRefused) {
   StartTaking();
-  for (const char* method : {"POST", "DELETE", "OPTIONS", "BREW"}) {
+  for (const char* method : {"OPTIONS", "TRACE", "BREW"}) {
     const std::string answer = Fetch(method, "/taken");
     EXPECT_THAT(answer, StartsWith("HTTP/1.1 405 "));
-    EXPECT_THAT(answer, HasSubstr("Allow: GET, HEAD, PUT, PATCH\r\n"));
+    EXPECT_THAT(answer,
+                HasSubstr("Allow: GET, HEAD, PUT, PATCH, POST, DELETE\r\n"));
   }
   EXPECT_TRUE(requests_.empty());
+}
+
+TEST_F(HttpServerBody, Post) {
+  StartTaking();
+  const base::UniqueFd fd = ConnectLocal(port_);
+  Conn conn(fd.get());
+  const auto post = [](const std::string& path, const std::string& lines) {
+    return "POST " + path + " HTTP/1.1\r\nHost: h\r\n" + lines + "\r\n";
+  };
+  const std::string body = Pattern(600'000);
+  conn.Send(post("/taken?begin=0", Length(body.size())) + body);
+  EXPECT_THAT(conn.ReadHead(), StartsWith("HTTP/1.1 201 "));
+  EXPECT_EQ(conn.ReadBytes(10), "got 600000");
+  EXPECT_TRUE(seen_.body == body);
+  EXPECT_EQ(LastRequest().method, "POST");
+  EXPECT_EQ(LastRequest().query, "begin=0");
+  EXPECT_EQ(LastRequest().content_length, body.size());
+  conn.Send(post("/taken", "Transfer-Encoding: chunked\r\n") +
+            "2\r\nab\r\n0\r\n\r\n");
+  EXPECT_THAT(conn.ReadHead(), StartsWith("HTTP/1.1 201 "));
+  EXPECT_EQ(conn.ReadBytes(10), "got 600002");
+  EXPECT_EQ(LastRequest().content_length, std::nullopt);
+  // Without a body the handler answers, and the connection is kept.
+  for (const std::string& lines : {std::string(), Length(0)}) {
+    conn.Send(post("/x", lines));
+    EXPECT_THAT(conn.ReadHead(), StartsWith("HTTP/1.1 200 "));
+    EXPECT_EQ(conn.ReadBytes(5), "plain");
+    EXPECT_EQ(LastRequest().content_length, 0u);
+  }
+  // Without a taker a body is refused.
+  conn.Send(post("/refuse", Length(body.size())) + body);
+  const std::string refusal = conn.ReadHead();
+  EXPECT_THAT(refusal, StartsWith("HTTP/1.1 409 "));
+  EXPECT_THAT(refusal, HasSubstr("Connection: close\r\n"));
+  EXPECT_EQ(conn.ReadAll(), "no");
+}
+
+TEST_F(HttpServerBody, Delete) {
+  StartTaking();
+  const base::UniqueFd fd = ConnectLocal(port_);
+  Conn conn(fd.get());
+  for (const std::string& lines : {std::string(), Length(0)}) {
+    conn.Send("DELETE /x HTTP/1.1\r\nHost: h\r\n" + lines + "\r\n");
+    EXPECT_THAT(conn.ReadHead(), StartsWith("HTTP/1.1 200 "));
+    EXPECT_EQ(conn.ReadBytes(5), "plain");
+    EXPECT_EQ(LastRequest().method, "DELETE");
+  }
+  // With a body nothing is deleted.
+  const size_t before = requests_.size();
+  for (const std::string& body :
+       {Length(5) + "\r\nhello",
+        std::string("Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n")}) {
+    EXPECT_THAT(Exchange("DELETE /x HTTP/1.1\r\nHost: h\r\n" + body),
+                StartsWith("HTTP/1.1 413 "));
+  }
+  EXPECT_EQ(requests_.size(), before);
 }
 
 TEST_F(HttpServerBody, TakerForAGetIsNotUsed) {

@@ -38,7 +38,7 @@ inline base::UniqueFd HugeFile(uint64_t size) {
 class ServerTest : public testing::Test {
  protected:
   void Start(Handler handler, Server::Options options = {}) {
-    auto [listener, port] = ListenLocal();
+    auto [listener, port] = ListenLocal(/*backlog=*/1024);
     port_ = port;
     auto server = Server::Start(loop_, pool_, std::move(listener),
                                 std::move(handler), options);

@@ -172,9 +172,10 @@ TEST_F(HttpServer, RefusesBadRequests) {
               StartsWith("HTTP/1.1 413 "));
   EXPECT_THAT(Fetch("GET", "/", "Transfer-Encoding: chunked\r\n"),
               StartsWith("HTTP/1.1 413 "));
-  const std::string post = Fetch("POST", "/", "Content-Length: 0\r\n");
-  EXPECT_THAT(post, StartsWith("HTTP/1.1 405 "));
-  EXPECT_THAT(post, HasSubstr("Allow: GET, HEAD, PUT, PATCH\r\n"));
+  const std::string trace = Fetch("TRACE", "/", "Content-Length: 0\r\n");
+  EXPECT_THAT(trace, StartsWith("HTTP/1.1 405 "));
+  EXPECT_THAT(trace,
+              HasSubstr("Allow: GET, HEAD, PUT, PATCH, POST, DELETE\r\n"));
   EXPECT_THAT(Fetch("BREW", "/"), StartsWith("HTTP/1.1 405 "));
   EXPECT_THAT(Fetch("GET", "/", "X: " + std::string(17 * 1024, 'a') + "\r\n"),
               StartsWith("HTTP/1.1 431 "));
@@ -183,7 +184,7 @@ TEST_F(HttpServer, RefusesBadRequests) {
 TEST_F(HttpServer, RefusalReachesAClientThatStillSends) {
   StartDefault();
   const std::string answer =
-      Exchange("POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 500000\r\n\r\n" +
+      Exchange("BREW / HTTP/1.1\r\nHost: h\r\nContent-Length: 500000\r\n\r\n" +
                std::string(500'000, 'x'));
   EXPECT_THAT(answer, StartsWith("HTTP/1.1 405 "));
 }
@@ -227,10 +228,11 @@ TEST_F(HttpServer, KeepsConnectionsAlive) {
   EXPECT_THAT(conn.ReadHead(), StartsWith("HTTP/1.1 200 "));
   EXPECT_EQ(conn.ReadBytes(9), "GET /x ? ");
   // A refusal that needs no close, then HTTP/1.0.
-  conn.Send("DELETE / HTTP/1.1\r\nHost: h\r\nContent-Length: 0\r\n\r\n");
+  conn.Send("BREW / HTTP/1.1\r\nHost: h\r\nContent-Length: 0\r\n\r\n");
   EXPECT_THAT(conn.ReadHead(), StartsWith("HTTP/1.1 405 "));
-  EXPECT_EQ(conn.ReadBytes(46),
-            "only GET, HEAD, PUT and PATCH are served here\n");
+  const std::string text =
+      "expected one of the methods GET, HEAD, PUT, PATCH, POST, DELETE\n";
+  EXPECT_EQ(conn.ReadBytes(text.size()), text);
   conn.Send("GET /x HTTP/1.0\r\nConnection: keep-alive\r\n\r\n");
   EXPECT_THAT(conn.ReadHead(), HasSubstr("Connection: keep-alive\r\n"));
   EXPECT_EQ(conn.ReadBytes(9), "GET /x ? ");
@@ -283,7 +285,7 @@ TEST_F(HttpServer, FurtherConnectionsWait) {
   base::UniqueFd second = ConnectLocal(port_);
   for (const base::UniqueFd* fd : {&first, &second}) {
     Conn conn(fd->get());
-    conn.Send("GET /x HTTP/1.1\r\nHost: h\r\n\r\n");
+    conn.Send("GET /huge HTTP/1.1\r\nHost: h\r\n\r\n");
     EXPECT_THAT(conn.ReadHead(), StartsWith("HTTP/1.1 200 "));
   }
   const base::UniqueFd third = ConnectLocal(port_);
@@ -293,6 +295,73 @@ TEST_F(HttpServer, FurtherConnectionsWait) {
   EXPECT_EQ(::poll(&answered, 1, 100), 0);
   first.Reset();
   EXPECT_THAT(conn.ReadHead(), StartsWith("HTTP/1.1 200 "));
+  EXPECT_EQ(Conn(second.get()).ReadBytes(3 << 20).size(), 3u << 20);
+}
+
+TEST_F(HttpServer, SilentClientsLockNobodyOut) {
+  StartDefault();
+  std::vector<base::UniqueFd> silent;
+  for (int i = 0; i < 1000; ++i) {
+    silent.push_back(ConnectLocal(port_));
+    if (i % 3 == 0) Conn(silent.back().get()).Send("GET / HTTP/1.1\r\nHost");
+  }
+  for (int i = 0; i < 3; ++i) {
+    const auto begin = std::chrono::steady_clock::now();
+    EXPECT_THAT(Fetch("GET", "/x"), EndsWith("GET /x ? "));
+    EXPECT_LT(std::chrono::steady_clock::now() - begin, milliseconds(2000));
+  }
+  // The longest waiting were closed for it, and no more than needed.
+  Conn(silent.front().get()).AwaitClose();
+  size_t open = 0;
+  for (const base::UniqueFd& fd : silent) {
+    pollfd closed{fd.get(), POLLIN, 0};
+    open += ::poll(&closed, 1, 0) == 0 ? 1 : 0;
+  }
+  EXPECT_GE(open, 250u);
+  EXPECT_LE(open, 256u);
+  Conn last(silent.back().get());
+  last.Send(": h\r\nConnection: close\r\n\r\n");
+  EXPECT_THAT(last.ReadAll(), EndsWith("GET / ? "));
+}
+
+TEST_F(HttpServer, WhoWaitedLongestMakesRoom) {
+  StartDefault({.max_connections = 3});
+  const auto ask = [](const base::UniqueFd& fd, const std::string& path) {
+    Conn conn(fd.get());
+    conn.Send("GET " + path + " HTTP/1.1\r\nHost: h\r\n\r\n");
+    EXPECT_THAT(conn.ReadHead(), StartsWith("HTTP/1.1 200 "));
+  };
+  const base::UniqueFd kept = ConnectLocal(port_);
+  const base::UniqueFd silent = ConnectLocal(port_);
+  const base::UniqueFd sending = ConnectLocal(port_);
+  ask(sending, "/huge");
+  ask(kept, "/x");  // it waits anew from here on
+  const base::UniqueFd fourth = ConnectLocal(port_);
+  ask(fourth, "/x");
+  EXPECT_EQ(Conn(silent.get()).ReadAll(), "");
+  ask(kept, "/x");
+  const base::UniqueFd fifth = ConnectLocal(port_);
+  ask(fifth, "/x");
+  EXPECT_EQ(Conn(fourth.get()).ReadAll(), "");
+  ask(kept, "/x");
+  ask(fifth, "/x");
+  EXPECT_EQ(Conn(sending.get()).ReadBytes(3 << 20).size(), 3u << 20);
+}
+
+TEST_F(HttpServer, ManyMoreThanPlaces) {
+  StartDefault({.max_connections = 2});
+  std::vector<std::jthread> threads;
+  for (int i = 0; i < 16; ++i) {
+    threads.emplace_back([&] {
+      for (int j = 0; j < 20; ++j) {
+        // Closed only if it was accepted before its request was sent.
+        EXPECT_THAT(Fetch("GET", "/x"),
+                    testing::AnyOf(EndsWith("GET /x ? "), ""));
+      }
+    });
+  }
+  threads.clear();
+  EXPECT_THAT(Fetch("GET", "/x"), EndsWith("GET /x ? "));
 }
 
 TEST_F(HttpServer, ManyAtOnce) {
