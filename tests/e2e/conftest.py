@@ -16,8 +16,12 @@ from lib.client import Client  # noqa: E402
 from lib.daemon import BINARY, Daemon  # noqa: E402
 from lib.deadline import SLOWDOWN  # noqa: E402
 from lib.disks import DiskMaker  # noqa: E402
+from lib.foreign import ForeignDataSource, ForeignManager, Replica  # noqa: E402
+from lib.longhorn import Longhorn  # noqa: E402
+from lib.longhorn_daemon import DataSourceProcess, LonghornDaemon  # noqa: E402
 from lib.peers import FakePeer, Relay  # noqa: E402
 from lib.servers import Nginx, Origin  # noqa: E402
+from lib.ssync import Push, Receiver  # noqa: E402
 
 KEEP = os.environ.get("BIM_TEST_KEEP") == "1"
 
@@ -73,17 +77,10 @@ def disks(scratch):
 
 
 @pytest.fixture
-def start_daemon(request, scratch, disks):
-    """start_daemon([disks], config={...}, env={...}) -> a running Daemon."""
+def daemons(request, scratch, disks):
+    """All of this test; those that run at its end must end properly."""
     request.node.daemons = started = []
-
-    def start(on=(), config=None, env=None, run=True, directory=None, **options):
-        daemon = Daemon(scratch / (directory or f"daemon{len(started) + 1}"),
-                        on, config, env, **options)
-        started.append(daemon)
-        return daemon.start() if run else daemon
-
-    yield start
+    yield started
     try:
         if not getattr(request.node, "call_failed", True):
             for daemon in started:
@@ -92,6 +89,113 @@ def start_daemon(request, scratch, disks):
     finally:
         for daemon in started:
             daemon.abandon()
+
+
+@pytest.fixture
+def start_daemon(daemons, scratch):
+    """start_daemon([disks], config={...}, env={...}) -> a running Daemon."""
+
+    def start(on=(), config=None, env=None, run=True, directory=None, **options):
+        daemon = Daemon(scratch / (directory or f"daemon{len(daemons) + 1}"),
+                        on, config, env, **options)
+        daemons.append(daemon)
+        return daemon.start() if run else daemon
+
+    return start
+
+
+@pytest.fixture
+def start_manager(daemons, scratch):
+    """start_manager(disk) -> a running LonghornDaemon."""
+
+    def start(disk, run=True, **options):
+        daemon = LonghornDaemon(scratch / f"manager{len(daemons) + 1}", disk,
+                                **options)
+        daemons.append(daemon)
+        return daemon.start() if run else daemon
+
+    return start
+
+
+@pytest.fixture
+def start_source(daemons, scratch):
+    """start_source(disk, name, uuid, type, {parameters}) -> a running
+    DataSourceProcess."""
+
+    def start(disk, name, uuid, source_type, parameters, run=True, **options):
+        daemon = DataSourceProcess(scratch / f"source{len(daemons) + 1}", disk,
+                                   name, uuid, source_type, parameters, **options)
+        daemons.append(daemon)
+        return daemon.start() if run else daemon
+
+    return start
+
+
+def closing(make):
+    """A function that calls `make`, and all that it made so far."""
+    made = []
+
+    def new(*args, **options):
+        made.append(make(*args, **options))
+        return made[-1]
+
+    return new, made
+
+
+@pytest.fixture
+def longhorn():
+    """longhorn(daemon, disk=None) -> a client of its bimrpc service."""
+    new, made = closing(lambda daemon, disk=None: Longhorn(
+        daemon.address, disk and str(disk)))
+    yield new
+    for each in made:
+        each.close()
+
+
+@pytest.fixture
+def foreign_manager():
+    """foreign_manager() -> a ForeignManager."""
+    new, made = closing(ForeignManager)
+    yield new
+    for each in made:
+        each.close()
+
+
+@pytest.fixture
+def foreign_source():
+    """foreign_source(disk, name, uuid, data) -> a ForeignDataSource."""
+    new, made = closing(ForeignDataSource)
+    yield new
+    for each in made:
+        each.close()
+
+
+@pytest.fixture
+def replica():
+    """replica(path) -> a Replica."""
+    new, made = closing(Replica)
+    yield new
+    for each in made:
+        each.close()
+
+
+@pytest.fixture
+def receiver(scratch):
+    """receiver(**options) -> a Receiver of the file receiver.path."""
+    new, made = closing(lambda **options: Receiver(
+        scratch / f"received{len(made) + 1}", **options))
+    yield new
+    for each in made:
+        each.close()
+
+
+@pytest.fixture
+def push():
+    """push(path, to) -> a Push at work."""
+    new, made = closing(lambda *args, **options: Push(*args, **options).start())
+    yield new
+    for each in made:
+        each.stop()
 
 
 @pytest.fixture

@@ -7,27 +7,13 @@ from lib import images
 from lib.client import refused
 from lib.disks import stamp
 from lib.images import KIB, MIB
-from lib.longhorn import Longhorn, Watch, leave_image, rpc
+from lib.longhorn import Watch, leave_image, rpc
 from lib.processes import proc_io
 from lib.servers import Content
 
 DATA = images.random_bytes(3 * MIB + 512, 7)
 SUM = images.sha512(DATA)
 CODE = grpc.StatusCode
-
-
-@pytest.fixture
-def longhorn():
-    """longhorn(daemon, disk=None) -> a client of its bimrpc service."""
-    made = []
-
-    def connect(daemon, disk=None):
-        made.append(Longhorn(daemon.endpoint["api"][0], disk and str(disk)))
-        return made[-1]
-
-    yield connect
-    for client in made:
-        client.close()
 
 
 def test_a_file_left_by_upstream_is_taken_without_reading_it(
