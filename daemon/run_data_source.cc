@@ -50,7 +50,7 @@ manager::DirectedSpec SpecOf(const DataSourcePlan& plan,
       spec.source.receive_port = receive_port;
       spec.source.volume = transfer::VolumeExport{
           http::JoinHostPort(plan.sender_host, plan.sender_port),
-          plan.snapshot_name, plan.sync_timeout};
+          plan.snapshot_name, plan.sync_timeout, plan.volume_size.value_or(0)};
       // What comes are always raw bytes; a v2 volume's data stays so.
       if (plan.data_engine == DataEngine::kV1) {
         spec.source.convert =

@@ -17,7 +17,7 @@ namespace bim::http {
 namespace {
 
 constexpr int kSocketFlags = SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK;
-constexpr int kBacklog = 64;
+constexpr int kBacklog = 4096;
 
 union SocketAddress {
   sockaddr any;

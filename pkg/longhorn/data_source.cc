@@ -1,7 +1,10 @@
 #include "pkg/longhorn/data_source.h"
 
+#include <condition_variable>
 #include <mutex>
 #include <optional>
+#include <stop_token>
+#include <thread>
 #include <utility>
 
 #include "pkg/base/log.h"
@@ -17,6 +20,9 @@ using manager::CopyState;
 using manager::DirectedStatus;
 
 constexpr char kFile[] = "/v1/file";
+// Callers know these words.
+constexpr char kTooLate[] =
+    "timeout waiting for the datasource file processing begin";
 
 class DataSourceImpl final : public DataSource {
  public:
@@ -25,7 +31,10 @@ class DataSourceImpl final : public DataSource {
 
   void Begin() override {
     const auto made = manager_.Direct(options_.spec);
-    if (made.ok()) return;
+    if (made.ok()) {
+      watch_ = std::jthread([this](std::stop_token stop) { AwaitBegin(stop); });
+      return;
+    }
     BIM_LOG_ERROR("{}: {}", options_.file_path, made.status().message());
     std::lock_guard lock(mutex_);
     refused_ = made.status();
@@ -58,6 +67,24 @@ class DataSourceImpl final : public DataSource {
     return HttpFailure(base::InvalidArgumentError(
         "parameter action: expected upload or transfer, found '" +
         base::Printable(*action) + "'"));
+  }
+
+  // Fails what has not begun in time.
+  void AwaitBegin(std::stop_token stop) {
+    std::unique_lock lock(mutex_);
+    std::condition_variable_any stopped;
+    stopped.wait_for(lock, stop, options_.begin_timeout, [] { return false; });
+    if (stop.stop_requested() || transferred_) return;
+    const CopyState state = Now().copy.state;
+    if (state != CopyState::kPending && state != CopyState::kStarting) return;
+    const base::Status late = base::DeadlineExceededError(kTooLate);
+    BIM_LOG_ERROR("{}: {}", options_.file_path, late.message());
+    if (const base::Status removed =
+            manager_.RemoveDirected("", options_.spec.name, options_.spec.uuid);
+        !removed.ok()) {
+      BIM_LOG_WARN("{}: {}", options_.file_path, removed.message());
+    }
+    refused_ = late;
   }
 
   // As it is now. Locked.
@@ -130,6 +157,10 @@ class DataSourceImpl final : public DataSource {
     }
     const auto size = form.Size("size");
     if (!size.ok()) return HttpFailure(size.status());
+    {
+      std::lock_guard lock(mutex_);
+      if (!refused_.ok()) return HttpFailure(refused_);
+    }
     if (*size == 0) {
       return HttpFailure(base::InvalidArgumentError(
           "parameter size: expected more than 0, found 0"));
@@ -144,6 +175,7 @@ class DataSourceImpl final : public DataSource {
   // As it was when it was let go of.
   std::optional<DirectedStatus> transferred_;
   base::Status refused_;
+  std::jthread watch_;  // the last: it uses the others
 };
 
 }  // namespace

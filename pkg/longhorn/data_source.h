@@ -17,6 +17,7 @@
 // many.
 #pragma once
 
+#include <chrono>
 #include <map>
 #include <memory>
 #include <string>
@@ -34,6 +35,8 @@ class DataSource {
     std::string type;            // "download", ...
     std::map<std::string, std::string> parameters;
     std::string file_path;  // of the file, absolute
+    // Work (an upload, too) that has not begun by then fails.
+    std::chrono::milliseconds begin_timeout{60'000};
   };
   // `manager` was made with Options::data_source, and outlives this and the
   // handler.

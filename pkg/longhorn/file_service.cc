@@ -9,6 +9,7 @@
 #include "pkg/api/image_body.h"
 #include "pkg/base/names.h"
 #include "pkg/compress/encoder.h"
+#include "pkg/http/client.h"
 #include "pkg/longhorn/file_info.h"
 #include "pkg/longhorn/file_path.h"
 #include "pkg/longhorn/form.h"
@@ -56,12 +57,10 @@ class ChunkTaker final : public http::BodyTaker {
     const std::unique_ptr<manager::Upload> upload = std::move(upload_);
     Status ended = status;
     if (ended.ok()) ended = reader_->End();
-    // Says what is missing, and fails the copy with that.
-    const auto finished = status.ok() || status.code() != Code::kUnavailable
-                              ? upload->Finish(true)
-                              : Result<manager::UploadStatus>(status);
-    if (!ended.ok()) return HttpFailure(ended);
-    return Answer(finished.status());
+    // A form that ends well may still lack bytes: the upload tells.
+    if (ended.ok()) ended = upload->Finish(true).status();
+    if (!ended.ok()) upload->Break(ended);
+    return Answer(ended);
   }
 
  private:
@@ -268,7 +267,7 @@ class Service {
 
   Status FillDownload(const Form& form, manager::DirectedSpec& spec) const {
     BIM_ASSIGN_OR_RETURN(spec.source.url, form.Need("url"));
-    return base::OkStatus();
+    return http::CheckUrl(spec.source.url).WithContext("parameter url");
   }
   Status FillUpload(const Form& form, manager::DirectedSpec& spec) const {
     BIM_RETURN_IF_ERROR(form.Need("size").status());
@@ -281,6 +280,7 @@ class Service {
   }
   Status FillReceive(const Form& form, manager::DirectedSpec& spec) const {
     BIM_ASSIGN_OR_RETURN(spec.source.receive_port, form.Port("port"));
+    BIM_RETURN_IF_ERROR(form.Need("size").status());
     const std::string& type = form.Get("file-type");
     if (!type.empty() && type != "raw" && type != "qcow2") {
       return base::InvalidArgumentError(
@@ -327,10 +327,14 @@ class Service {
     spec.claim_data_source = [] { return base::OkStatus(); };
     return base::OkStatus();
   }
-  Status FillRestore(const Form& form, manager::DirectedSpec&) const {
+  Status FillRestore(const Form& form, manager::DirectedSpec& spec) const {
     BIM_RETURN_IF_ERROR(form.Need("backup-url").status());
-    return base::UnimplementedError(
-        "restoring backups is not supported yet by this manager");
+    // What lies there already is reused.
+    spec.claim_data_source = [] {
+      return base::UnimplementedError(
+          "restoring backups is not supported yet by this manager");
+    };
+    return base::OkStatus();
   }
 
   Result<manager::DirectedSpec> SpecOf(const Action& action,
@@ -402,7 +406,10 @@ class Service {
       if (!spec.ok()) return HttpFailure(spec.status());
       const auto made = manager_.Direct(*spec);
       if (!made.ok()) return HttpFailure(made.status());
-      if (!spec->source.upload) return {};
+      if (!spec->source.upload ||
+          made->copy.state == manager::CopyState::kReady) {
+        return {};
+      }
       return ServeUpload(manager_, spec->disk, {spec->name, spec->uuid},
                          spec->size, request);
     }

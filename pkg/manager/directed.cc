@@ -161,9 +161,9 @@ DirectedStatus ManagerImpl::DirectedStatusOf(const ImageKey& key,
   return status;
 }
 
-Status ManagerImpl::TakeDataSource(const store::Disk& disk,
-                                   const DirectedSpec& given,
-                                   const ImageKey& key) const {
+Result<bool> ManagerImpl::TakeDataSource(const store::Disk& disk,
+                                         const DirectedSpec& given,
+                                         const ImageKey& key) const {
   BIM_RETURN_IF_ERROR(given.claim_data_source());
   ImageKey source = key;
   source.place = store::Place::kDataSource;
@@ -190,8 +190,10 @@ Status ManagerImpl::TakeDataSource(const store::Disk& disk,
                                          " is not the file that is wanted (" +
                                          difference + ") and is left alone");
   }
-  return store::MoveImage(disk, source, key,
-                          given.sha512 ? given.sha512->Hex() : "");
+  if (found.kind != store::Found::Kind::kReady) return false;
+  BIM_RETURN_IF_ERROR(store::MoveImage(
+      disk, source, key, given.sha512 ? given.sha512->Hex() : ""));
+  return true;
 }
 
 Result<DirectedStatus> ManagerImpl::Direct(DirectedSpec given) {
@@ -283,16 +285,14 @@ Result<DirectedStatus> ManagerImpl::Direct(DirectedSpec given) {
   }
   // What lies there, before anybody can see the copy.
   CopyEntry copy = Judge(spec, InspectOn(*disk, spec), *disk);
-  bool moved = false;
   if (given.claim_data_source && copy.state == CopyState::kPending &&
       !copy.found_file) {
-    BIM_RETURN_IF_ERROR(TakeDataSource(*disk, given, key));
-    moved = true;
+    BIM_ASSIGN_OR_RETURN(const bool moved, TakeDataSource(*disk, given, key));
+    spec.source.data_source = !moved;
     copy = Judge(spec, InspectOn(*disk, spec), *disk);
   }
   BIM_RETURN_IF_ERROR(disk->PutDesired(key, EncodeDesired(Desired{spec})));
   copy.order = Order{spec.source, spec.sha512, spec.size};
-  copy.order->moved = moved;
   if (copy.state == CopyState::kPending && !copy.found_file &&
       spec.source == SourceSpec()) {
     copy.state = CopyState::kFailed;

@@ -169,7 +169,6 @@ ManagerImpl::Job ManagerImpl::BeginJob(const ImageKey& key, ImageEntry& image,
     copy.ingest.reset();
   }
   job.repair = RepairAsked(copy);
-  job.moved = copy.order && copy.order->moved;
   // A mere reading leaves what the last transfer told.
   const bool transfers =
       step != Step::kScan && (step != Step::kVerify || job.repair);

@@ -101,6 +101,8 @@ class Upload {
   // and then its bytes are gone. `complete`: no more will come (a body of
   // unknown size ended).
   virtual base::Result<UploadStatus> Finish(bool complete) = 0;
+  // As being destroyed, and why: what a directed copy says when it has failed.
+  virtual void Break(const base::Status& why) = 0;
 };
 
 // Ends the subscription when destroyed; no wake-up runs after that.

@@ -55,7 +55,6 @@ struct Order {
   std::optional<base::Digest> sha512;
   uint64_t size = 0;
   bool restored = false;  // by this process, from the disk: to be asked again
-  bool moved = false;     // from a data source: never deleted unasked
 };
 
 // An image on one disk, as the manager works with it.
@@ -206,7 +205,6 @@ class ManagerImpl : public Manager {
     std::shared_ptr<std::atomic<uint64_t>> scanned;
     std::shared_ptr<transfer::Progress> progress;
     bool repair = false;  // of kVerify
-    bool moved = false;   // the file at the place is a data source's
     // Of kVerify and kScan: what the file should be, when that is known.
     std::optional<store::ImageRecord> record;
     std::stop_token stop;
@@ -358,6 +356,8 @@ class ManagerImpl : public Manager {
   JobEnd Receive(const Job& job);
   // Whether the only peer of a directed copy has to be asked to push.
   bool HasToPush(const Job& job);
+  // Reads the file that a data source gave up, then moves it.
+  JobEnd ReadDataSource(const Job& job);
   // Another image on the same disk, as it is.
   JobEnd Clone(const Job& job);
   // What lies at the staging place becomes the file, converted.
@@ -372,9 +372,11 @@ class ManagerImpl : public Manager {
   void TouchSent(const ImageKey& key);
 
   // --- directed.cc
-  base::Status TakeDataSource(const store::Disk& disk,
-                              const DirectedSpec& given,
-                              const ImageKey& key) const;
+  // Moves the data source's file to the image's place. False: it has to be read
+  // first, by a job.
+  base::Result<bool> TakeDataSource(const store::Disk& disk,
+                                    const DirectedSpec& given,
+                                    const ImageKey& key) const;
   base::Result<ImageKey> KeyOf(std::string_view name,
                                std::string_view uuid) const;
   // Stops the work on a copy and marks it as going. `disk`: null, it is not

@@ -125,6 +125,10 @@ ManagerImpl::JobEnd ManagerImpl::Receive(const Job& job) {
   }
   transfer::PushReceiveSpec spec;
   spec.expected_size = source.convert.empty() ? job.spec.size : 0;
+  if (source.volume) spec.expected_size = source.volume->size;
+  // What is left is gone on with by the next one that pushes it.
+  spec.validator =
+      "push:" + (job.spec.sha512 ? job.spec.sha512->Hex() : job.key.uuid);
   spec.max_size = options_.transfer.max_image_size;
   spec.limiter = &peer_rate_;
   spec.progress = job.progress.get();
@@ -146,7 +150,9 @@ ManagerImpl::JobEnd ManagerImpl::Receive(const Job& job) {
     end.failure = Failure::kCancelled;
     return end;
   }
-  // It was asked for once; what came cannot be gone on with by this protocol.
+  // Wrong together with what was here before: not to be gone on with.
+  if (end.failure == Failure::kWrong) (void)end.ingest->Discard();
+  // Who directs it says when it is tried again.
   if (end.failure == Failure::kTransient ||
       end.failure == Failure::kCancelled || end.failure == Failure::kWrong) {
     end.failure = Failure::kPermanent;
@@ -258,6 +264,50 @@ Status ManagerImpl::SendDirected(std::string_view disk, std::string_view name,
 
 ImageKey ManagerImpl::FileOf(const Job& job) {
   return job.spec.source.convert.empty() ? job.key : store::StagingKey(job.key);
+}
+
+ManagerImpl::JobEnd ManagerImpl::ReadDataSource(const Job& job) {
+  JobEnd end;
+  const auto fail = [&](Status status, Failure failure) {
+    end.record.reset();
+    end.status = std::move(status);
+    end.failure = job.stop.stop_requested() ? Failure::kCancelled : failure;
+    return std::move(end);
+  };
+  ImageKey source = job.key;
+  source.place = store::Place::kDataSource;
+  const std::string where = job.disk->path() + "/" + store::DataFile(source);
+  JobState(job, CopyState::kInProgress, "reading the data source's file");
+  auto scanned = store::Scan(*job.disk, source, false, job.stop, nullptr);
+  if (!scanned.ok()) {
+    const Code code = scanned.status().code();
+    const bool wrong = code == Code::kDataLoss || code == Code::kNotFound ||
+                       code == Code::kFailedPrecondition;
+    return fail(scanned.status().WithContext(where + " is left alone"),
+                wrong ? Failure::kPermanent : Failure::kDisk);
+  }
+  const std::string difference = Difference(job.spec, std::nullopt, *scanned);
+  if (!difference.empty()) {
+    return fail(base::FailedPreconditionError(
+                    where + " is not the file that is wanted (" + difference +
+                    ") and is left alone"),
+                Failure::kPermanent);
+  }
+  scanned->origin = "data source, rehashed";
+  Status moved = store::WriteRecord(*job.disk, *scanned, "");
+  if (moved.ok()) {
+    moved = store::MoveImage(*job.disk, source, job.key,
+                             ExpectedChecksum(job.spec));
+  }
+  if (!moved.ok()) return fail(std::move(moved), Failure::kDisk);
+  auto found = InspectOn(*job.disk, job.spec);
+  if (!found.ok() || found->kind != store::Found::Kind::kReady) {
+    return fail(
+        base::UnavailableError("the file was touched while it was moved"),
+        Failure::kPermanent);
+  }
+  end.record = std::move(found->record);
+  return end;
 }
 
 ManagerImpl::JobEnd ManagerImpl::Clone(const Job& job) {

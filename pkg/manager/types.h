@@ -37,6 +37,8 @@ struct SourceSpec {
   std::optional<transfer::VolumeExport> volume;
   // Another image on the same disk, copied as it is.
   std::string clone_name, clone_uuid;
+  // The file that a data source gave up, which has to be read first.
+  bool data_source = false;
   // "raw" or "qcow2": what comes is converted to that, unless it is that.
   std::string convert;
   friend bool operator==(const SourceSpec&, const SourceSpec&) = default;

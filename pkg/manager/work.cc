@@ -205,6 +205,7 @@ ManagerImpl::JobEnd ManagerImpl::Download(Job& job) {
       return end;
     }
   }
+  if (source.data_source) return ReadDataSource(job);
   if (!source.clone_name.empty()) return Clone(job);
   if (source.receive_port != 0 || source.volume) return Receive(job);
   if (source.peers.empty()) return DownloadFromUrl(job, std::move(end));
@@ -594,14 +595,6 @@ ManagerImpl::JobEnd ManagerImpl::ScanFile(const Job& job) {
       end.record = *std::move(scanned);
       return end;
     }
-  }
-  if (job.moved) {
-    end.damaged = true;
-    end.failure = transfer::Failure::kPermanent;
-    end.status = base::FailedPreconditionError(
-        what + ", taken from its data source, is not the one that is wanted (" +
-        difference + ") and is left alone");
-    return end;
   }
   BIM_LOG_WARN("{} is not the image that is wanted ({}): removed", what,
                difference);

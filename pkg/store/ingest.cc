@@ -146,6 +146,8 @@ class IngestImpl : public Ingest {
   std::unique_ptr<IngestWriter> Write(uint64_t begin, uint64_t end) override;
   Status CloneChunk(uint32_t index, int source,
                     uint64_t source_offset) override;
+  Result<std::optional<Digest>> DigestAt(uint64_t begin, uint64_t end,
+                                         std::stop_token stop) override;
   Status WriteAt(uint64_t offset, std::span<const std::byte> data,
                  std::stop_token stop) override;
   Status HoleAt(uint64_t begin, uint64_t end, std::stop_token stop) override;
@@ -697,6 +699,33 @@ bool IngestImpl::Leave(uint64_t begin, uint64_t end) {
   LooseChunk& chunk = loose_[begin / chunk_size_];
   --chunk.writers;
   return Given(chunk, begin, end);
+}
+
+Result<std::optional<Digest>> IngestImpl::DigestAt(uint64_t begin, uint64_t end,
+                                                   std::stop_token stop) {
+  if (!begun_ || !size_ || begin >= end || end > *size_) {
+    return std::optional<Digest>();
+  }
+  for (uint64_t at = begin; at < end; at = ChunkEnd(at)) {
+    if (!pipeline_.HasChunk(static_cast<uint32_t>(at / chunk_size_))) {
+      return std::optional<Digest>();
+    }
+  }
+  hash::Hasher hasher(DigestAlgorithm::kSha512);
+  std::vector<std::byte> buffer(
+      static_cast<size_t>(std::min<uint64_t>(end - begin, kBlockSize)));
+  for (uint64_t at = begin; at < end;) {
+    if (stop.stop_requested()) return base::CancelledError("stopped");
+    const size_t want =
+        static_cast<size_t>(std::min<uint64_t>(buffer.size(), end - at));
+    BIM_ASSIGN_OR_RETURN(
+        const size_t got,
+        io::PreadFull(temp_.get(), buffer.data(), want, at, TempPath()));
+    if (got != want) return std::optional<Digest>();
+    hasher.Update(std::span(buffer).first(want));
+    at += want;
+  }
+  return std::optional(hasher.Finish());
 }
 
 Status IngestImpl::WriteAt(uint64_t offset, std::span<const std::byte> data,

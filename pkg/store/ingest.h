@@ -134,6 +134,10 @@ class Ingest {
   // The same for zeros: costs by chunks, not by bytes.
   virtual base::Status HoleAt(uint64_t begin, uint64_t end,
                               std::stop_token stop) = 0;
+  // The SHA-512 of [begin, end) when all chunks that it touches are complete;
+  // else nullopt. Reads them. From any thread.
+  virtual base::Result<std::optional<base::Digest>> DigestAt(
+      uint64_t begin, uint64_t end, std::stop_token stop) = 0;
   // What another process wrote into the temp file counts as given: reads all of
   // it. Nobody writes to it any more, nor gives bytes meanwhile.
   // FAILED_PRECONDITION: it has another size now, or is another file.

@@ -423,9 +423,11 @@ Status MoveImage(const Disk& disk, const ImageKey& from, const ImageKey& to,
     record->stamp.ctime_ns = 0;
     BIM_RETURN_IF_ERROR(
         root.ReplaceFile(RecordFile(to), EncodeRecord(*record)));
-  } else if (root.Stat(ConfigFile(from)).ok()) {
+  } else if (auto config = ReadConfig(root, from); config.ok()) {
     // Longhorn's cfg vouches for it by its mtime, which a rename keeps.
-    BIM_RETURN_IF_ERROR(root.Rename(ConfigFile(from), ConfigFile(to)));
+    config->file_path = disk.path() + "/" + DataFile(to);
+    BIM_RETURN_IF_ERROR(
+        root.ReplaceFile(ConfigFile(to), EncodeConfig(*config)));
   }
   BIM_RETURN_IF_ERROR(root.Rename(DataFile(from), DataFile(to)));
   if (proven) {

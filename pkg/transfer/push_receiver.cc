@@ -158,6 +158,7 @@ class PushReceiver : public std::enable_shared_from_this<PushReceiver> {
   http::Response Answered(int status, std::string body);
   http::Response Dispatch(const http::Request& request);
   http::Response Open(const http::Request& request);
+  http::Response GetChecksum(const http::Request& request);
   http::Response SendHole(const http::Request& request);
   http::Response WriteData(const http::Request& request);
   http::Response Close();
@@ -360,7 +361,7 @@ http::Response PushReceiver::Dispatch(const http::Request& request) {
   }
   if (name == "sendHole") return SendHole(request);
   if (name == "writeData") return WriteData(request);
-  if (name == "getChecksum") return Json("null");
+  if (name == "getChecksum") return GetChecksum(request);
   if (name == "getRecordedMetadata") {
     return Answer(404, "no metadata is recorded here");
   }
@@ -433,7 +434,9 @@ http::Response PushReceiver::Open(const http::Request& request) {
     }
   }
   // opened_ and size_ change under open_mutex_ only.
-  if (opened_ && *end == size_) return Json("false");
+  // `true`: some of it is here, and may be asked for by getChecksum.
+  const auto opened = [this] { return Json(resumed_ > 0 ? "true" : "false"); };
+  if (opened_ && *end == size_) return opened();
   if (opened_) {
     return Violation(base::FailedPreconditionError(
         "wrong size: the sender opened with " + Number(size_) +
@@ -443,7 +446,7 @@ http::Response PushReceiver::Open(const http::Request& request) {
     return Fail(Failure::kPermanent, size);
   }
   if (Status begun = Begin(*end); !begun.ok()) return FailIngest(begun);
-  return Json("false");
+  return opened();
 }
 
 base::Result<PushReceiver::Interval> PushReceiver::ParseInterval(
@@ -460,6 +463,20 @@ base::Result<PushReceiver::Interval> PushReceiver::ParseInterval(
     return base::InvalidArgumentError("expected multiples of 512" + found);
   }
   return Interval{begin, std::min(end, size_)};
+}
+
+http::Response PushReceiver::GetChecksum(const http::Request& request) {
+  const auto interval = ParseInterval(request.query);
+  if (!interval.ok()) {
+    return Violation(interval.status().WithContext("getChecksum"));
+  }
+  if (interval->end - interval->begin > kMaxDataBytes) return Json("null");
+  const Running running(*this);
+  const auto digest =
+      ingest_.DigestAt(interval->begin, interval->end, work_.get_token());
+  // What cannot be read is sent again.
+  if (!digest.ok() || !*digest) return Json("null");
+  return Json("\"" + (*digest)->Base64() + "\"");
 }
 
 http::Response PushReceiver::SendHole(const http::Request& request) {

@@ -18,6 +18,7 @@ struct VolumeExport {
   std::string address;  // "host:port" of the replica
   std::string snapshot;
   std::chrono::seconds client_timeout{60};  // told to the replica
+  uint64_t size = 0;  // of the volume, in bytes; 0: not known
   friend bool operator==(const VolumeExport&, const VolumeExport&) = default;
 };
 
