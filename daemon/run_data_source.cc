@@ -126,6 +126,8 @@ base::Status RunDataSource(const DataSourceCommand& command,
   source_options.file_path = disk_path + "/" + store::DataFile(key);
   const auto source =
       longhorn::DataSource::Make(std::move(source_options), *manager);
+  // Before anybody can ask for it.
+  source->Begin();
   http::Server::Options server_options;
   server_options.send_timeout = kStall;
   BIM_ASSIGN_OR_RETURN(std::unique_ptr<http::Server> server,
@@ -140,8 +142,6 @@ base::Status RunDataSource(const DataSourceCommand& command,
   BIM_LOG_INFO("data source of {} ({}) on {}, files on {}: {} into {}/{}",
                plan.name, plan.uuid, listener.address, sync_listener.address,
                command.source_type, disk_path, store::DataFile(key));
-  source->Begin();
-
   stop_signal.Wait();
   manager->BeginStop();
   server.reset();

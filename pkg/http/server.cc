@@ -108,10 +108,13 @@ void ServerCore::OnAcceptable(error_code error) {
 }
 
 bool ServerCore::MakeRoom() {
-  for (Session* session : waiting_) {
-    if (session->HasUnread()) continue;
-    session->Close();
-    return !Full();
+  // Who never asked anything goes before who may be about to ask again.
+  for (const bool had_request : {false, true}) {
+    for (Session* session : waiting_) {
+      if (session->had_request != had_request || session->HasUnread()) continue;
+      session->Close();
+      return !Full();
+    }
   }
   return false;
 }
@@ -133,6 +136,7 @@ void ServerCore::Unwait(Session& session) {
   if (!session.place) return;
   waiting_.erase(*session.place);
   session.place.reset();
+  session.had_request = true;
 }
 
 void ServerCore::Remove(const std::shared_ptr<Session>& session) {

@@ -337,7 +337,7 @@ void Session::OnHandled(Response response) {
 // ------------------------------------------------------------ its body
 
 void Session::SendContinue() {
-  Arm(core_->options.send_timeout, &Session::LoseBody);
+  Arm(core_->options.send_timeout, &Session::OnSilent);
   awaiting_body_ = true;
   asio::async_write(socket_, asio::buffer(kContinue),
                     [self = shared_from_this()](error_code error, size_t) {
@@ -352,7 +352,7 @@ void Session::ReadBody() {
 
 void Session::AwaitBody() {
   awaiting_body_ = true;
-  Arm(core_->options.send_timeout, &Session::LoseBody);
+  Arm(core_->options.send_timeout, &Session::OnSilent);
   socket_.async_wait(asio::socket_base::wait_read,
                      [self = shared_from_this()](error_code error) {
                        self->OnAwaited(error, &Session::ReadBody);
@@ -365,20 +365,25 @@ void Session::OnAwaited(error_code error, void (Session::*next)()) {
   awaiting_body_ = false;
   Disarm();
   if (error) {
-    LoseBody();
+    LoseBody("the connection broke");
   } else {
     (this->*next)();
   }
 }
 
+void Session::OnSilent() {
+  const auto seconds = std::chrono::duration_cast<std::chrono::seconds>(
+      core_->options.send_timeout);
+  LoseBody("nothing came for " + std::to_string(seconds.count()) + " s");
+}
+
 // The connection is of no use any more; the taker hears of it.
-void Session::LoseBody() {
+void Session::LoseBody(const std::string& why) {
   awaiting_body_ = false;
   OnPool(
-      [](Session& self) {
+      [why](Session& self) {
         return self.FinishOnPool(base::UnavailableError(
-            "the connection broke, or nothing came for too long, before the "
-            "whole body of the request was there"));
+            why + " before the whole body of the request was there"));
       },
       [](Session& self, Taken taken) {
         self.Discard(std::move(taken.response));

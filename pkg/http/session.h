@@ -139,6 +139,7 @@ class Session : public std::enable_shared_from_this<Session> {
 
   // Of ServerCore: where it stands among those that wait.
   std::optional<std::list<Session*>::iterator> place;
+  bool had_request = false;  // of ServerCore, too
 
  private:
   using Clock = Pace::Clock;
@@ -167,7 +168,8 @@ class Session : public std::enable_shared_from_this<Session> {
   void ReadBody();
   void AwaitBody();
   void OnAwaited(boost::system::error_code error, void (Session::*next)());
-  void LoseBody();
+  void OnSilent();
+  void LoseBody(const std::string& why);
   void OnTaken(Taken taken);
   Taken TakeOnPool();
   Taken FinishOnPool(const base::Status& status);

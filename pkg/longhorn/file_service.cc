@@ -10,6 +10,7 @@
 #include "pkg/base/names.h"
 #include "pkg/compress/encoder.h"
 #include "pkg/http/client.h"
+#include "pkg/http/listen.h"
 #include "pkg/longhorn/file_info.h"
 #include "pkg/longhorn/file_path.h"
 #include "pkg/longhorn/form.h"
@@ -193,6 +194,9 @@ class Service {
     const bool send = *action == "sendToPeer";
     const auto to = send ? form.Need("to-address") : Result<std::string>("");
     if (!to.ok()) return HttpFailure(to.status());
+    if (const auto parsed = http::ParseHostPort(*to); send && !parsed.ok()) {
+      return HttpFailure(parsed.status().WithContext("parameter to-address"));
+    }
     const auto image =
         send ? Need(path)
              : Result<manager::DirectedStatus>(manager::DirectedStatus());

@@ -127,8 +127,9 @@ ManagerImpl::JobEnd ManagerImpl::Receive(const Job& job) {
   spec.expected_size = source.convert.empty() ? job.spec.size : 0;
   if (source.volume) spec.expected_size = source.volume->size;
   // What is left is gone on with by the next one that pushes it.
-  spec.validator =
-      "push:" + (job.spec.sha512 ? job.spec.sha512->Hex() : job.key.uuid);
+  // (What it has is compared with that, interval by interval.) A data source
+  // that failed leaves nothing.
+  if (job.disk->owned()) spec.validator = "push:" + job.key.uuid;
   spec.max_size = options_.transfer.max_image_size;
   spec.limiter = &peer_rate_;
   spec.progress = job.progress.get();
