@@ -21,6 +21,7 @@ struct LonghornConfig {
   std::string disk_uuid;  // that the one disk must have; empty: any
   // The IP address where others reach us; empty: that of the connection.
   std::string advertise;
+  bool always_push = false;  // also between managers of ours, to measure it
 };
 
 // A value; made by LoadConfig, which has checked everything that can be

@@ -9,6 +9,7 @@
 #include <optional>
 #include <string>
 
+#include "daemon/load_config.h"
 #include "pkg/base/digest.h"
 #include "pkg/base/status.h"
 
@@ -57,8 +58,13 @@ struct DataSourcePlan {
 // UNIMPLEMENTED: a restore, or a clone that encrypts or decrypts.
 base::Result<DataSourcePlan> PlanDataSource(const DataSourceCommand& command);
 
-// Makes the file and serves it until the first SIGTERM or SIGINT. Blocks. What
-// goes wrong with the file is told by the services, not here.
-base::Status RunDataSource(const DataSourceCommand& command);
+// Makes the file of `plan` and serves it until the first SIGTERM or SIGINT. Of
+// `config` it takes [sources], [limits] and how this node is reached. Blocks.
+// What goes wrong with the file is told by the services, not here.
+// INVALID_ARGUMENT and FAILED_PRECONDITION: addresses or a disk that cannot be
+// used.
+base::Status RunDataSource(const DataSourceCommand& command,
+                           const DataSourcePlan& plan,
+                           const EffectiveConfig& effective);
 
 }  // namespace bim::daemon

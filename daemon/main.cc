@@ -72,13 +72,21 @@ ExitCode RunCompletion(std::string_view program,
 }
 
 ExitCode RunDataSourceCommand(std::string_view program,
-                              const DataSourceCommand& command) {
+                              const DataSourceCommand& command,
+                              const Environment& environment) {
   const auto plan = PlanDataSource(command);
   if (!plan.ok()) {
     PrintProblem(program, plan.status().message());
     return ExitCodeOf(plan.status().code());
   }
-  PrintProblem(program, "data-source cannot run in this build");
+  const auto loaded = LoadConfig("", environment, {});
+  if (!loaded.ok()) {
+    PrintProblem(program, loaded.status().message());
+    return ExitCode::kUsage;
+  }
+  const base::Status ended = RunDataSource(command, *plan, *loaded);
+  if (ended.ok()) return ExitCode::kOk;
+  PrintProblem(program, ended.message());
   return ExitCode::kFailed;
 }
 
@@ -109,7 +117,7 @@ ExitCode Main(std::string_view program,
   }
   if (const auto* source =
           std::get_if<DataSourceCommand>(&invocation.command)) {
-    return RunDataSourceCommand(program, *source);
+    return RunDataSourceCommand(program, *source, environment);
   }
   // gRPC's own lines would hide ours; who debugs it sets the variable.
   setenv("GRPC_VERBOSITY", "NONE", /*overwrite=*/0);

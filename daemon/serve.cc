@@ -2,22 +2,16 @@
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
-#include <grpc/support/log.h>
-#include <malloc.h>
-#include <signal.h>
 #include <systemd/sd-daemon.h>
-#include <unistd.h>
 
-#include <boost/asio/signal_set.hpp>
 #include <chrono>
-#include <cstring>
 #include <filesystem>
-#include <future>
 #include <memory>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "daemon/process.h"
 #include "daemon/state_dir.h"
 #include "pkg/api/address.h"
 #include "pkg/api/data_server.h"
@@ -29,6 +23,8 @@
 #include "pkg/exec/worker_pool.h"
 #include "pkg/http/server.h"
 #include "pkg/io/dir.h"
+#include "pkg/longhorn/callers.h"
+#include "pkg/longhorn/file_service.h"
 #include "pkg/longhorn/grpc_face.h"
 #include "pkg/manager/manager.h"
 #include "pkg/meta/version.h"
@@ -42,89 +38,17 @@ namespace {
 // started on demand and leave when idle.
 constexpr size_t kApiThreads = 16;
 constexpr size_t kDataThreads = 16;
+// No bytes for so long, to or from a client of Longhorn's file service: given
+// up.
+constexpr std::chrono::seconds kSyncStall{30};
 // For calls that are under way at the stop.
 constexpr std::chrono::seconds kShutdownGrace{5};
-
-// The idle daemon's memory: glibc gives each thread an arena of its own, which
-// buys nothing here (the work is I/O).
-void BoundMemory() {
-  mallopt(M_ARENA_MAX, 2);
-  mallopt(M_TRIM_THRESHOLD, 256 << 10);
-}
-
-void IgnoreSignals() {
-  // A peer that is gone is an error of write(2); a lease on an image file that
-  // someone opens raises SIGIO.
-  signal(SIGPIPE, SIG_IGN);
-  signal(SIGIO, SIG_IGN);
-}
-
-void LogLineOfGrpc(gpr_log_func_args* line) {
-  if (line->severity == GPR_LOG_SEVERITY_ERROR) {
-    BIM_LOG_WARN("gRPC: {}", line->message);
-  } else {
-    BIM_LOG_DEBUG("gRPC: {}", line->message);
-  }
-}
-
-// The first SIGTERM or SIGINT sets the future, the second ends the process.
-class StopSignal {
- public:
-  explicit StopSignal(exec::EventLoop& loop)
-      : loop_(loop),
-        stop_signals_(loop.context(), SIGTERM, SIGINT),
-        hangups_(loop.context(), SIGHUP) {
-    AwaitStop(/*first=*/true);
-    AwaitHangup();
-  }
-
-  // The signal sets belong to the loop's thread, so they are silenced there.
-  ~StopSignal() {
-    std::promise<void> silent;
-    loop_.Post([&] {
-      stop_signals_.cancel();
-      hangups_.cancel();
-      silent.set_value();
-    });
-    silent.get_future().wait();
-  }
-  StopSignal(const StopSignal&) = delete;
-  StopSignal& operator=(const StopSignal&) = delete;
-
-  void Wait() { stopped_.get_future().wait(); }
-
- private:
-  void AwaitStop(bool first) {
-    stop_signals_.async_wait(
-        [this, first](const boost::system::error_code& error, int number) {
-          if (error) return;
-          if (!first) {
-            BIM_LOG_WARN("second signal, SIG{}: exiting at once",
-                         sigabbrev_np(number));
-            _exit(1);
-          }
-          BIM_LOG_INFO("SIG{}: stopping", sigabbrev_np(number));
-          stopped_.set_value();
-          AwaitStop(/*first=*/false);
-        });
-  }
-  void AwaitHangup() {
-    hangups_.async_wait([this](const boost::system::error_code& error, int) {
-      if (error) return;
-      BIM_LOG_INFO("SIGHUP ignored: restart to apply a changed configuration");
-      AwaitHangup();
-    });
-  }
-
-  exec::EventLoop& loop_;
-  boost::asio::signal_set stop_signals_;
-  boost::asio::signal_set hangups_;
-  std::promise<void> stopped_;
-};
 
 struct Listeners {
   std::vector<base::UniqueFd> api;
   base::UniqueFd data;  // empty: off
+  base::UniqueFd sync;  // Longhorn's file service; empty: off
+  uint16_t sync_port = 0;
   Endpoints bound;
 };
 
@@ -152,6 +76,16 @@ base::Result<Listeners> OpenListeners(const Config& config) {
                          api::Listen(config.data_listen));
     listeners.data = std::move(listener.fd);
     listeners.bound.data = listener.address;
+  }
+  if (const std::string& sync = config.longhorn.sync_listen; !sync.empty()) {
+    BIM_ASSIGN_OR_RETURN(api::Listener listener, api::Listen(sync));
+    BIM_ASSIGN_OR_RETURN(const api::Address address,
+                         api::ParseAddress(listener.address));
+    listeners.sync = std::move(listener.fd);
+    listeners.sync_port = address.port;
+    listeners.bound.sync = listener.address;
+    // It answers what the data port would, too.
+    if (!listeners.data) listeners.bound.data = listener.address;
   }
   return listeners;
 }
@@ -198,6 +132,11 @@ manager::Options ManagerOptions(const Config& config, const StateDir& state,
   options.file_mode = config.file_mode;
   options.transfer = config.transfer;
   options.peers = std::make_shared<api::GrpcPeers>();
+  options.pushers = longhorn::MakePushRequester();
+  options.push_port_first = config.longhorn.port_first;
+  options.push_port_last = config.longhorn.port_last;
+  options.push_ip = config.longhorn.advertise;
+  options.always_push = config.longhorn.always_push;
   return options;
 }
 
@@ -213,8 +152,19 @@ std::string DescribeDisks(const std::vector<manager::DiskStatus>& disks) {
 std::string DescribeEndpoints(const Endpoints& bound) {
   std::vector<std::string> api = bound.api;
   if (!bound.socket.empty()) api.push_back(bound.socket);
-  return fmt::format("API on {}, data on {}", fmt::join(api, ", "),
-                     bound.data.empty() ? "nothing" : bound.data);
+  const std::string sync =
+      bound.sync.empty() ? "" : ", Longhorn's files on " + bound.sync;
+  return fmt::format("API on {}, data on {}{}", fmt::join(api, ", "),
+                     bound.data.empty() ? "nothing" : bound.data, sync);
+}
+
+// Longhorn's file service, and the data port for our own peers.
+http::Handler SyncHandler(manager::Manager& manager) {
+  return [files = longhorn::FileService(manager, {}),
+          data = api::DataHandler(manager)](const http::Request& request) {
+    return longhorn::IsFileServicePath(request) ? files(request)
+                                                : data(request);
+  };
 }
 
 // From here on there are disks to give back. The locals are destroyed in the
@@ -238,11 +188,22 @@ base::Status RunManager(const Config& config, const StateDir& state,
         http::Server::Start(loop, data_pool, std::move(listeners.data),
                             api::DataHandler(*manager), {}));
   }
+  std::unique_ptr<http::Server> sync_server;
+  if (listeners.sync) {
+    http::Server::Options options;
+    options.send_timeout = kSyncStall;
+    BIM_ASSIGN_OR_RETURN(
+        sync_server,
+        http::Server::Start(loop, data_pool, std::move(listeners.sync),
+                            SyncHandler(*manager), options));
+  }
   api::NodeServer::Options server_options;
   server_options.manager_id = manager_id;
   server_options.data_endpoint = bound.data;
   const auto longhorn_face =
-      longhorn::GrpcFace::Make({}, *manager, loop, api_pool);
+      longhorn::GrpcFace::Make({.download_port = listeners.sync_port,
+                                .download_host = config.longhorn.advertise},
+                               *manager, loop, api_pool);
   server_options.services.push_back(
       {&longhorn_face->service(),
        [&](auto deadline) { longhorn_face->Close(deadline); }});
@@ -267,6 +228,7 @@ base::Status RunManager(const Config& config, const StateDir& state,
   manager->BeginStop();
   server->Shutdown(kShutdownGrace);
   data_server.reset();
+  sync_server.reset();
   manager->Stop();
   api_pool.Shutdown();
   data_pool.Shutdown();
@@ -278,10 +240,8 @@ base::Status RunManager(const Config& config, const StateDir& state,
 
 base::Status Serve(const EffectiveConfig& effective) {
   const Config& config = effective.config;
-  BoundMemory();
-  IgnoreSignals();
+  PrepareProcess();
   BIM_RETURN_IF_ERROR(base::InitLog(config.log_level, config.log_json));
-  gpr_set_log_function(LogLineOfGrpc);
   for (const std::string& warning : effective.warnings) {
     BIM_LOG_WARN("{}", warning);
   }

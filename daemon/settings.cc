@@ -573,6 +573,14 @@ const auto& Table() {
        .check = CheckIpAddress,
        .store = [](const Value& v,
                    Config& c) { c.longhorn.advertise = Text(v); }},
+      {.section = "longhorn",
+       .key = "always_push",
+       .kind = Kind::kBool,
+       .default_text = "false",
+       .help = "Whether managers of ours, too, are asked to push as Longhorn's "
+               "do, to measure that; slower",
+       .store = [](const Value& v,
+                   Config& c) { c.longhorn.always_push = std::get<bool>(v); }},
 
       {.section = "backoff",
        .key = "first",

@@ -41,6 +41,7 @@ std::string EndpointJson(const Endpoints& endpoints, int pid) {
   nlohmann::ordered_json json;
   json["api"] = endpoints.api;
   json["socket"] = endpoints.socket;
+  if (!endpoints.sync.empty()) json["sync"] = endpoints.sync;
   json["data"] = endpoints.data;
   json["pid"] = pid;
   return json.dump(-1, ' ', false,

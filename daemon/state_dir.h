@@ -22,6 +22,7 @@ struct Endpoints {
   std::vector<std::string> api;  // TCP, with the ports that were bound
   std::string socket;            // "unix:/path", or empty
   std::string data;              // TCP, or empty
+  std::string sync;              // Longhorn's file service; TCP, or empty
 };
 
 // {"api":[...],"socket":"...","data":"...","pid":N}

@@ -15,6 +15,7 @@
 
 #include "pkg/api/data_request.h"
 #include "pkg/api/data_upload.h"
+#include "pkg/api/image_body.h"
 #include "pkg/base/names.h"
 #include "pkg/base/status.h"
 #include "pkg/compress/encoder.h"
@@ -29,10 +30,6 @@ namespace {
 
 // Readers wait for the CPU of this node: fast, not small.
 constexpr int kLevel = 1;
-constexpr size_t kReadBytes = 256 << 10;
-// A piece of a compressed body is made of at most so much of the file: a hole
-// of a TiB gives few bytes, and a client that waits must see them.
-constexpr uint64_t kMaxPerPiece = 64 << 20;
 constexpr size_t kSample = 64 << 10;
 constexpr size_t kSamplePiece = 4 << 10;
 
@@ -46,103 +43,12 @@ void AddDigest(const std::string& sha512_hex, http::Response& response) {
   response.headers.emplace_back("ETag", EtagOf(sha512_hex));
 }
 
-base::Status TooShort() {
-  return base::DataLossError("the image's file became shorter");
-}
-
-// Is the open file still what it was when it was opened? (Not by ctime: that
-// changes, too, when the image is removed while somebody reads it.)
-base::Status CheckFile(int fd, const store::FileStamp& stamp) {
-  struct stat info;
-  if (fstat(fd, &info) != 0) {
-    return base::ErrnoError(errno, "cannot look at the image's file");
-  }
-  const store::FileStamp now = store::StampOf(info);
-  if (now.size == stamp.size && now.mtime_ns == stamp.mtime_ns) {
-    return base::OkStatus();
-  }
-  return base::FailedPreconditionError(
-      "the image's file was modified and is not ready");
-}
-
-base::Status ReadExactly(int fd, void* buffer, size_t size, uint64_t offset) {
-  BIM_ASSIGN_OR_RETURN(
-      const size_t read,
-      io::PreadFull(fd, static_cast<char*>(buffer), size,
-                    static_cast<off_t>(offset), "cannot read the image"));
-  return read == size ? base::OkStatus() : TooShort();
-}
-
-// A whole file as one zstd frame; holes are not read.
-class ZstdBody final : public http::BodyMaker {
- public:
-  ZstdBody(base::UniqueFd fd, const store::FileStamp& stamp)
-      : fd_(std::move(fd)),
-        stamp_(stamp),
-        size_(stamp.size),
-        encoder_(compress::ZstdEncoder::Make(kLevel)),
-        buffer_(kReadBytes) {}
-
-  base::Result<std::string> Next() override {
-    std::string out;
-    const uint64_t pause = at_ + kMaxPerPiece;
-    while (!finished_ && out.size() < kReadBytes &&
-           (out.empty() || at_ < pause)) {
-      BIM_RETURN_IF_ERROR(Step(out));
-    }
-    // Behind the end of a file that was cut there seem to be holes.
-    BIM_RETURN_IF_ERROR(CheckFile(fd_.get(), stamp_));
-    return out;
-  }
-
- private:
-  base::Status Step(std::string& out) {
-    if (at_ == size_) {
-      finished_ = true;
-      return encoder_->Finish(out);
-    }
-    if (at_ >= data_.end) {
-      BIM_ASSIGN_OR_RETURN(data_, io::NextData(fd_.get(), at_, size_));
-    }
-    const bool hole = at_ < data_.begin;
-    const uint64_t left = (hole ? data_.begin : data_.end) - at_;
-    const std::span<std::byte> piece(
-        buffer_.data(),
-        static_cast<size_t>(std::min<uint64_t>(left, buffer_.size())));
-    if (hole) {
-      std::fill(piece.begin(), piece.end(), std::byte{0});
-    } else {
-      BIM_RETURN_IF_ERROR(
-          ReadExactly(fd_.get(), piece.data(), piece.size(), at_));
-    }
-    at_ += piece.size();
-    return encoder_->Feed(piece, out);
-  }
-
-  const base::UniqueFd fd_;
-  const store::FileStamp stamp_;
-  const uint64_t size_;
-  const std::unique_ptr<compress::ZstdEncoder> encoder_;
-  std::vector<std::byte> buffer_;
-  io::Extent data_;  // the current or next data
-  uint64_t at_ = 0;
-  bool finished_ = false;
-};
-
 // What is served, and how much of it at once.
 struct Node {
   manager::Manager& manager;
   // A manifest is up to 2 MiB, in memory.
   std::shared_ptr<exec::Turns> manifests = exec::Turns::Make(16);
 };
-
-// The descriptor stays the response's.
-void SendFile(base::UniqueFd fd, const store::FileStamp& stamp,
-              http::Response& response) {
-  response.check = [file = fd.get(), stamp] { return CheckFile(file, stamp); };
-  response.file = std::move(fd);
-  response.file_size = stamp.size;
-}
 
 http::Response ServeData(Node& node, const ImagePath& path,
                          const http::Request& request) {
@@ -174,7 +80,7 @@ http::Response ServeData(Node& node, const ImagePath& path,
     response.rate = image->rate;
   }
   if (!encoded) {
-    SendFile(std::move(image->fd), image->stamp, response);
+    SendImageFile(std::move(image->fd), image->stamp, response);
     return response;
   }
   if (!as_file) response.headers.emplace_back("Content-Encoding", "zstd");
@@ -183,8 +89,8 @@ http::Response ServeData(Node& node, const ImagePath& path,
   for (auto& [name, value] : response.headers) {
     if (name == "ETag") value.insert(0, "W/");
   }
-  response.maker =
-      std::make_unique<ZstdBody>(std::move(image->fd), image->stamp);
+  response.maker = MakeEncodedBody(std::move(image->fd), image->stamp,
+                                   compress::MakeZstdEncoder(kLevel));
   return response;
 }
 
@@ -233,7 +139,8 @@ base::Result<bool> GetsSmaller(int fd, const transfer::ExtentTable& table,
     const uint64_t offset = extent->begin + (at - before);
     const size_t take = static_cast<size_t>(std::min<uint64_t>(
         {kSamplePiece, sample.size() - filled, extent->end - offset}));
-    BIM_RETURN_IF_ERROR(ReadExactly(fd, sample.data() + filled, take, offset));
+    BIM_RETURN_IF_ERROR(
+        ReadImageFile(fd, sample.data() + filled, take, offset));
     filled += take;
   }
   sample.resize(filled);
@@ -258,7 +165,7 @@ base::Result<std::string> CompressPart(int fd,
     const size_t length = static_cast<size_t>(extent.end - extent.begin);
     plain.resize(begin + length);
     BIM_RETURN_IF_ERROR(
-        ReadExactly(fd, plain.data() + begin, length, extent.begin));
+        ReadImageFile(fd, plain.data() + begin, length, extent.begin));
   }
   return compress::CompressZstd(std::as_bytes(std::span(plain)), kLevel);
 }
@@ -271,7 +178,7 @@ struct WantedPart {
 };
 
 http::Response PartOf(manager::OpenImage image, const WantedPart& part) {
-  if (const base::Status same = CheckFile(image.fd.get(), image.stamp);
+  if (const base::Status same = CheckImageFile(image.fd.get(), image.stamp);
       !same.ok()) {
     return Failure(same);
   }
@@ -302,7 +209,7 @@ http::Response PartOf(manager::OpenImage image, const WantedPart& part) {
   for (const io::Extent& extent : table->data) {
     response.parts.push_back({extent.begin, extent.end});
   }
-  SendFile(std::move(image.fd), image.stamp, response);
+  SendImageFile(std::move(image.fd), image.stamp, response);
   return response;
 }
 

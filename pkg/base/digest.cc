@@ -65,4 +65,21 @@ std::string Digest::Hex() const {
   return out;
 }
 
+std::string Digest::Base64() const {
+  static constexpr char kDigits[] =
+      "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+  const std::span<const std::byte> in = bytes();
+  std::string out;
+  out.reserve((in.size() + 2) / 3 * 4);
+  for (size_t i = 0; i < in.size(); i += 3) {
+    const size_t count = std::min<size_t>(3, in.size() - i);
+    uint32_t bits = 0;
+    for (size_t j = 0; j < 3; ++j)
+      bits = bits << 8 | (j < count ? std::to_integer<uint32_t>(in[i + j]) : 0);
+    for (size_t j = 0; j < 4; ++j)
+      out.push_back(j <= count ? kDigits[bits >> (18 - 6 * j) & 63] : '=');
+  }
+  return out;
+}
+
 }  // namespace bim::base

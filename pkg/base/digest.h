@@ -1,4 +1,4 @@
-// A digest: algorithm and bytes, written in lower-case hex. A value.
+// A digest: algorithm and bytes, written in lower-case hex or Base64. A value.
 #pragma once
 
 #include <array>
@@ -35,7 +35,8 @@ class Digest {
   std::span<const std::byte> bytes() const {
     return {bytes_.data(), DigestSize(algorithm_)};
   }
-  std::string Hex() const;  // lower case
+  std::string Hex() const;     // lower case
+  std::string Base64() const;  // RFC 4648 4, padded
 
   friend bool operator==(const Digest&, const Digest&) = default;
 

@@ -1,5 +1,6 @@
 #include "pkg/compress/encoder.h"
 
+#include <zlib.h>
 #include <zstd.h>
 
 #include <algorithm>
@@ -16,7 +17,7 @@ struct Free {
   void operator()(ZSTD_CCtx* context) const { ::ZSTD_freeCCtx(context); }
 };
 
-class ZstdFrame final : public ZstdEncoder {
+class ZstdFrame final : public Encoder {
  public:
   explicit ZstdFrame(int level)
       : context_(::ZSTD_createCCtx()), buffer_(::ZSTD_CStreamOutSize(), '\0') {
@@ -70,6 +71,64 @@ class ZstdFrame final : public ZstdEncoder {
   bool ready_ = false;
 };
 
+class GzipMember final : public Encoder {
+ public:
+  explicit GzipMember(int level) : buffer_(kGzipBuffer, '\0') {
+    // 16: a gzip head and tail instead of zlib's.
+    ready_ = ::deflateInit2(&stream_, std::clamp(level, 1, 9), Z_DEFLATED,
+                            MAX_WBITS + 16, MAX_MEM_LEVEL,
+                            Z_DEFAULT_STRATEGY) == Z_OK;
+  }
+  ~GzipMember() override {
+    if (ready_) (void)::deflateEnd(&stream_);
+  }
+  GzipMember(const GzipMember&) = delete;
+  GzipMember& operator=(const GzipMember&) = delete;
+
+  Status Feed(std::span<const std::byte> data, std::string& out) override {
+    while (!data.empty()) {
+      const auto piece = data.first(std::min(data.size(), kGzipBuffer));
+      data = data.subspan(piece.size());
+      // zlib does not write there.
+      stream_.next_in =
+          reinterpret_cast<Bytef*>(const_cast<std::byte*>(piece.data()));
+      stream_.avail_in = static_cast<uInt>(piece.size());
+      BIM_RETURN_IF_ERROR(Run(Z_NO_FLUSH, out));
+    }
+    return base::OkStatus();
+  }
+
+  Status Finish(std::string& out) override {
+    stream_.next_in = nullptr;
+    stream_.avail_in = 0;
+    return Run(Z_FINISH, out);
+  }
+
+ private:
+  static constexpr size_t kGzipBuffer = 128 << 10;
+
+  Status Run(int flush, std::string& out) {
+    if (!ready_) {
+      return base::ResourceExhaustedError("there is no memory to compress");
+    }
+    // As long as it fills the buffer there is more.
+    do {
+      stream_.next_out = reinterpret_cast<Bytef*>(buffer_.data());
+      stream_.avail_out = static_cast<uInt>(buffer_.size());
+      const int result = ::deflate(&stream_, flush);
+      if (result == Z_STREAM_ERROR) {
+        return base::InternalError("cannot compress");
+      }
+      out.append(buffer_.data(), buffer_.size() - stream_.avail_out);
+    } while (stream_.avail_out == 0);
+    return base::OkStatus();
+  }
+
+  z_stream stream_ = {};
+  std::string buffer_;
+  bool ready_ = false;
+};
+
 }  // namespace
 
 std::string CompressZstd(std::span<const std::byte> data, int level) {
@@ -84,8 +143,12 @@ std::string CompressZstd(std::span<const std::byte> data, int level) {
   return std::string(buffer.get(), size);
 }
 
-std::unique_ptr<ZstdEncoder> ZstdEncoder::Make(int level) {
+std::unique_ptr<Encoder> MakeZstdEncoder(int level) {
   return std::make_unique<ZstdFrame>(level);
+}
+
+std::unique_ptr<Encoder> MakeGzipEncoder(int level) {
+  return std::make_unique<GzipMember>(level);
 }
 
 }  // namespace bim::compress

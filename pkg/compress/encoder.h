@@ -1,4 +1,5 @@
-// zstd compression, for the wire and for exports.
+// Compression, for the wire and for exports: zstd, and gzip for those who ask
+// for that.
 // Thread-safety: one call at a time per object; the function from any thread.
 #pragma once
 
@@ -15,18 +16,22 @@ namespace bim::compress {
 // smaller than `data`.
 std::string CompressZstd(std::span<const std::byte> data, int level);
 
-// A stream of one zstd frame with a content checksum. Long runs of zeros
-// cost next to nothing.
-class ZstdEncoder {
+// A stream that is compressed as it comes, with a checksum of its content.
+class Encoder {
  public:
-  static std::unique_ptr<ZstdEncoder> Make(int level);
-  virtual ~ZstdEncoder() = default;
+  virtual ~Encoder() = default;
   // Appends to `out` what is ready; the rest comes later. At most a little
   // more than `data.size()` bytes plus what was buffered before (1 MiB).
   virtual base::Status Feed(std::span<const std::byte> data,
                             std::string& out) = 0;
-  // Ends the frame.
+  // Ends the stream.
   virtual base::Status Finish(std::string& out) = 0;
 };
+
+// One zstd frame; `level` 1 (fast) to 19. Long runs of zeros cost next to
+// nothing.
+std::unique_ptr<Encoder> MakeZstdEncoder(int level);
+// One gzip member (RFC 1952); `level` 1 (fast) to 9.
+std::unique_ptr<Encoder> MakeGzipEncoder(int level);
 
 }  // namespace bim::compress

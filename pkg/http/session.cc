@@ -36,7 +36,7 @@ constexpr uint64_t kSliceBytes = 1024 * 1024;
 // over it, closing at once could lose the answer; and how many bytes of it are
 // read. What comes then is left to lie: the client cannot send on.
 constexpr milliseconds kDrainTimeout{2000};
-constexpr size_t kMaxDrainBytes = 1024 * 1024;
+constexpr size_t kMaxDrainBytes = 16 * 1024 * 1024;
 // Under a rate there are so many slices a second, so that it looks smooth.
 constexpr uint64_t kSlicesPerSecond = 16;
 constexpr uint64_t kLeastSliceBytes = 1024;

@@ -21,19 +21,14 @@ Result<std::string> Parse(std::string_view path, const DiskRoots& roots,
     rest.remove_prefix(folder.size());
     if (!rest.ends_with(suffix)) continue;
     rest.remove_suffix(suffix.size());
-    // Two names and the "-" between them, each at most kMaxNameLength.
-    if (rest.size() > 2 * base::kMaxNameLength + 1 ||
-        rest.find('-') == std::string_view::npos) {
-      continue;
+    // Two names with a "-" between them: where it stands is not known.
+    bool allowed = false;
+    for (size_t dash = rest.find('-'); dash != rest.npos && !allowed;
+         dash = rest.find('-', dash + 1)) {
+      allowed = base::CheckName(rest.substr(0, dash), "name").ok() &&
+                base::CheckName(rest.substr(dash + 1), "uuid").ok();
     }
-    bool allowed = !rest.empty() && rest.find("..") == std::string_view::npos;
-    for (const char c : rest) {
-      allowed = allowed &&
-                ((c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') ||
-                 (c >= '0' && c <= '9') || c == '_' || c == '.' || c == '-');
-    }
-    const char first = rest.empty() ? '-' : rest.front();
-    if (!allowed || first == '-' || first == '.' || first == '_') continue;
+    if (!allowed || rest.find("..") != rest.npos) continue;
     return std::string(rest);
   }
   return base::InvalidArgumentError(

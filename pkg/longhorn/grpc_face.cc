@@ -9,6 +9,8 @@
 #include "pkg/api/blocking_calls.h"
 #include "pkg/api/grpc_status.h"
 #include "pkg/api/pull_stream.h"
+#include "pkg/http/listen.h"
+#include "pkg/longhorn/callers.h"
 #include "pkg/longhorn/convert.h"
 #include "pkg/meta/version.h"
 
@@ -40,6 +42,21 @@ template <typename Request>
 base::Status CheckKey(const Request& request) {
   BIM_RETURN_IF_ERROR(CheckPresent("name", request.name()));
   return CheckPresent("uuid", request.uuid());
+}
+
+// Our own IP as who calls from "ipv4:10.0.0.1:1234" sees it.
+std::string OwnHost(std::string peer) {
+  for (const auto& [code, c] : {std::pair("%5B", "["), std::pair("%5D", "]")}) {
+    if (const size_t at = peer.find(code); at != std::string::npos) {
+      peer.replace(at, 3, c);
+    }
+  }
+  const size_t colon = peer.find(':');
+  if (peer.starts_with("ipv") && colon != std::string::npos) {
+    const auto own = http::OwnAddressTowards(peer.substr(colon + 1));
+    if (own.ok()) return *own;
+  }
+  return "127.0.0.1";
 }
 
 // An empty message for every batch of changes.
@@ -161,27 +178,37 @@ class Service final
       const ::bimrpc::FetchRequest* request,
       ::bimrpc::BackingImageResponse* response) override {
     auto spec = ToDirected(request->has_spec(), request->spec());
-    base::Status status = spec.status();
-    if (status.ok() && !request->data_source_address().empty()) {
-      status = base::UnimplementedError(
-          "taking the file of a data source (data_source_address) is not "
-          "supported yet by this manager");
+    if (!spec.ok()) return Reply(context, spec.status());
+    if (const std::string& address = request->data_source_address();
+        !address.empty()) {
+      spec->claim_data_source =
+          [this, address, disk = DiskOf(*context),
+           key = store::ImageKey{spec->name, spec->uuid}]() -> base::Status {
+        BIM_RETURN_IF_ERROR(disk.status());
+        BIM_ASSIGN_OR_RETURN(const std::string uuid,
+                             manager_.DirectedDiskUuid(*disk));
+        return ClaimDataSource(address, key, uuid);
+      };
     }
-    if (!status.ok()) return Reply(context, status);
     return Direct(context, *std::move(spec), response);
   }
 
   grpc::ServerUnaryReactor* Send(grpc::CallbackServerContext* context,
                                  const ::bimrpc::SendRequest* request,
-                                 Empty* /*response*/) override {
+                                 Empty* response) override {
     base::Status status = CheckKey(*request);
     if (status.ok()) status = CheckPresent("to_address", request->to_address());
-    if (status.ok()) {
-      status = base::UnimplementedError(
-          "sending an image to a manager that is not ours is not supported "
-          "yet by this manager");
-    }
-    return Reply(context, status);
+    const auto disk = DiskOf(*context);
+    if (status.ok()) status = disk.status();
+    if (!status.ok()) return Reply(context, status);
+    grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+    blocking_.Run<Empty>(
+        reactor, response,
+        [&manager = manager_, disk = *disk, sent = *request](Empty*) {
+          return manager.SendDirected(disk, sent.name(), sent.uuid(),
+                                      sent.to_address());
+        });
+    return reactor;
   }
 
   grpc::ServerUnaryReactor* PrepareDownload(
@@ -200,13 +227,15 @@ class Service final
             std::string(manager::CopyStateName(image.copy.state)) +
             ": only a ready one can be downloaded");
       }
-      if (options_.download_address.empty()) {
+      if (options_.download_port == 0) {
         return base::UnimplementedError(
-            "downloads over Longhorn's HTTP service are not supported yet by "
-            "this manager");
+            "Longhorn's HTTP file service is off (longhorn.sync_listen)");
       }
       response->set_src_file_path(api::ValidUtf8(image.copy.file_path));
-      response->set_address(options_.download_address);
+      response->set_address(http::JoinHostPort(options_.download_host.empty()
+                                                   ? OwnHost(context->peer())
+                                                   : options_.download_host,
+                                               options_.download_port));
       return base::OkStatus();
     }());
   }

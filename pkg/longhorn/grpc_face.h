@@ -25,9 +25,10 @@ inline constexpr char kDiskKey[] = "bim-disk";
 class GrpcFace {
  public:
   struct Options {
-    // "host:port" where others reach the HTTP service for downloads; empty:
-    // there is none.
-    std::string download_address;
+    // The port where others reach the HTTP file service; 0: there is none. The
+    // host they are told; empty: ours, on the way to who asks.
+    uint16_t download_port = 0;
+    std::string download_host;
     size_t max_streams = 256;
     size_t max_blocking_calls = 128;
   };

@@ -7,6 +7,7 @@
 #include "pkg/base/log.h"
 #include "pkg/base/names.h"
 #include "pkg/manager/manager_impl.h"
+#include "pkg/store/parked.h"
 
 namespace bim::manager {
 
@@ -21,17 +22,25 @@ std::string Shown(const ImageKey& key) {
   return "image '" + key.name + "' with uuid '" + key.uuid + "'";
 }
 
-Result<ImageKey> KeyOf(std::string_view name, std::string_view uuid) {
-  BIM_RETURN_IF_ERROR(base::CheckName(name, "name"));
-  BIM_RETURN_IF_ERROR(base::CheckName(uuid, "uuid"));
-  return ImageKey{std::string(name), std::string(uuid)};
-}
-
 Status NotThere(const ImageKey& key) {
   return base::NotFoundError("cannot find " + Shown(key));
 }
 
 }  // namespace
+
+Result<ImageKey> ManagerImpl::KeyOf(std::string_view name,
+                                    std::string_view uuid) const {
+  BIM_RETURN_IF_ERROR(base::CheckName(name, "name"));
+  BIM_RETURN_IF_ERROR(base::CheckName(uuid, "uuid"));
+  ImageKey key{std::string(name), std::string(uuid)};
+  if (!options_.data_source) return key;
+  if (key != *options_.data_source) {
+    return base::InvalidArgumentError("this process makes " +
+                                      Shown(*options_.data_source) +
+                                      " only, found " + Shown(key));
+  }
+  return options_.data_source.value();
+}
 
 class ManagerImpl::Directing {
  public:
@@ -113,6 +122,16 @@ Result<DiskEntry*> ManagerImpl::DirectedDisk(std::string_view disk) {
   return entry;
 }
 
+Result<std::string> ManagerImpl::DirectedDiskUuid(std::string_view disk) {
+  Lock lock(mutex_);
+  BIM_ASSIGN_OR_RETURN(const DiskEntry* entry, DirectedDisk(disk));
+  if (entry->expected_uuid.empty()) {
+    return base::UnavailableError("disk at " + entry->path +
+                                  " cannot be used: " + entry->fault.message);
+  }
+  return entry->expected_uuid;
+}
+
 DirectedStatus ManagerImpl::DirectedStatusOf(const ImageKey& key,
                                              const ImageEntry& image,
                                              const std::string& disk_uuid) {
@@ -140,6 +159,41 @@ DirectedStatus ManagerImpl::DirectedStatusOf(const ImageKey& key,
     status.readers = static_cast<uint32_t>(image.turns->taken());
   }
   return status;
+}
+
+Result<bool> ManagerImpl::TakeDataSource(const store::Disk& disk,
+                                         const DirectedSpec& given,
+                                         const ImageKey& key) const {
+  BIM_RETURN_IF_ERROR(given.claim_data_source());
+  ImageKey source = key;
+  source.place = store::Place::kDataSource;
+  const std::string where = disk.path() + "/" + store::DataFile(source);
+  BIM_ASSIGN_OR_RETURN(const store::Found found,
+                       store::Inspect(disk, source, options_.file_mode, ""));
+  if (found.kind == store::Found::Kind::kNothing) {
+    return base::FailedPreconditionError(
+        "the data source gave up its file, but "
+        "there is none at " +
+        where);
+  }
+  std::string difference;
+  if (given.size != 0 && given.size != found.stamp.size) {
+    difference = "expected size " + std::to_string(given.size) + ", found " +
+                 std::to_string(found.stamp.size);
+  } else if (given.sha512 && found.kind == store::Found::Kind::kReady &&
+             *given.sha512 != found.record.sha512) {
+    difference = "expected SHA-512 " + given.sha512->Hex() + ", found " +
+                 found.record.sha512.Hex();
+  }
+  if (!difference.empty()) {
+    return base::FailedPreconditionError(where +
+                                         " is not the file that is wanted (" +
+                                         difference + ") and is left alone");
+  }
+  if (found.kind != store::Found::Kind::kReady) return false;
+  BIM_RETURN_IF_ERROR(store::MoveImage(
+      disk, source, key, given.sha512 ? given.sha512->Hex() : ""));
+  return true;
 }
 
 Result<DirectedStatus> ManagerImpl::Direct(DirectedSpec given) {
@@ -219,9 +273,25 @@ Result<DirectedStatus> ManagerImpl::Direct(DirectedSpec given) {
       }
     }
   }
+  if (disk->owned()) {
+    // Of an earlier try.
+    const auto unparked = store::Unpark(*disk, key, spec.size);
+    if (!unparked.ok()) {
+      BIM_LOG_WARN(
+          "image {} ({}) on disk {}: what was parked of it cannot be "
+          "used: {}",
+          key.name, key.uuid, disk->uuid(), unparked.status().message());
+    }
+  }
   // What lies there, before anybody can see the copy.
-  BIM_RETURN_IF_ERROR(disk->PutDesired(key, EncodeDesired(Desired{spec})));
   CopyEntry copy = Judge(spec, InspectOn(*disk, spec), *disk);
+  if (given.claim_data_source && copy.state == CopyState::kPending &&
+      !copy.found_file) {
+    BIM_ASSIGN_OR_RETURN(const bool moved, TakeDataSource(*disk, given, key));
+    spec.source.data_source = !moved;
+    copy = Judge(spec, InspectOn(*disk, spec), *disk);
+  }
+  BIM_RETURN_IF_ERROR(disk->PutDesired(key, EncodeDesired(Desired{spec})));
   copy.order = Order{spec.source, spec.sha512, spec.size};
   if (copy.state == CopyState::kPending && !copy.found_file &&
       spec.source == SourceSpec()) {
@@ -291,6 +361,97 @@ Result<std::vector<DirectedStatus>> ManagerImpl::ListDirected(
   return all;
 }
 
+Status ManagerImpl::StopDirected(Lock& lock, const ImageKey& key,
+                                 const std::string& disk_uuid,
+                                 std::shared_ptr<store::Ingest>& ended) {
+  const auto copy_of = [&]() -> CopyEntry* {
+    const auto it = images_.find(key);
+    if (it == images_.end()) return nullptr;
+    const auto copy = it->second.copies.find(disk_uuid);
+    return copy == it->second.copies.end() ? nullptr : &copy->second;
+  };
+  CopyEntry* copy = copy_of();
+  if (copy == nullptr) return base::OkStatus();
+  Cancel(*copy);
+  // Nothing begins for it any more.
+  copy->removing = true;
+  const bool stopped =
+      AwaitJobs(lock, [&](const ImageKey& other, const std::string& on) {
+        return other == key && on == disk_uuid;
+      });
+  copy = copy_of();
+  if (copy == nullptr) return base::OkStatus();
+  if (!stopped) {
+    copy->removing = false;
+    return base::DeadlineExceededError("the work on " + Shown(key) +
+                                       " did not stop in time; try again");
+  }
+  ended = std::move(copy->ingest);
+  copy->ingest.reset();
+  return base::OkStatus();
+}
+
+void ManagerImpl::EndRemoval(const ImageKey& key, const std::string& disk_uuid,
+                             const Status& status) {
+  {
+    Lock lock(mutex_);
+    const auto it = images_.find(key);
+    if (it != images_.end() && it->second.copies.count(disk_uuid) != 0) {
+      ImageEntry& image = it->second;
+      CopyEntry& copy = image.copies.at(disk_uuid);
+      if (status.ok()) {
+        EndVerify(copy, disk_uuid, false, "the image was removed");
+        image.copies.erase(disk_uuid);
+        std::erase(image.spec.disks, disk_uuid);
+        if (image.copies.empty()) {
+          Forget(key);
+        } else {
+          Touch(key, image);
+        }
+      } else {
+        copy.removing = false;
+        copy.permanent = true;
+        SetState(copy, CopyState::kFailed,
+                 "it could not be removed: " + status.message());
+        Touch(key, image);
+      }
+    }
+    jobs_changed_.notify_all();
+  }
+  Notify();
+}
+
+Status ManagerImpl::ForgetDirected(std::string_view disk_name,
+                                   std::string_view name,
+                                   std::string_view uuid) {
+  BIM_ASSIGN_OR_RETURN(const ImageKey key, KeyOf(name, uuid));
+  Directing turn;
+  std::shared_ptr<store::Disk> disk;
+  std::shared_ptr<store::Ingest> ended;
+  {
+    Lock lock(mutex_);
+    if (stopping_) return base::UnavailableError("the daemon is stopping");
+    BIM_ASSIGN_OR_RETURN(const DiskEntry* entry, DirectedDisk(disk_name));
+    const std::string disk_uuid = entry->expected_uuid;
+    BIM_RETURN_IF_ERROR(turn.Begin(*this, lock, disk_uuid, key));
+    disk = UsableDisk(disk_uuid);
+    if (!disk) {
+      return base::UnavailableError("disk '" + disk_uuid +
+                                    "' cannot be used now");
+    }
+    const auto it = images_.find(key);
+    if (it == images_.end() || it->second.copies.count(disk_uuid) == 0) {
+      return base::OkStatus();
+    }
+    if (!it->second.spec.directed) return NotThere(key);
+    BIM_RETURN_IF_ERROR(StopDirected(lock, key, disk_uuid, ended));
+  }
+  ended.reset();
+  const Status status = disk->RemoveDesired(key);
+  EndRemoval(key, disk->uuid(), status);
+  return status;
+}
+
 Status ManagerImpl::RemoveDirected(std::string_view disk_name,
                                    std::string_view name,
                                    std::string_view uuid) {
@@ -300,6 +461,7 @@ Status ManagerImpl::RemoveDirected(std::string_view disk_name,
   std::shared_ptr<store::Ingest> ended;
   std::shared_ptr<std::mutex> documents;
   Desired desired;
+  bool park = false;
   {
     Lock lock(mutex_);
     if (stopping_) return base::UnavailableError("the daemon is stopping");
@@ -323,27 +485,11 @@ Status ManagerImpl::RemoveDirected(std::string_view disk_name,
     }
     const auto it = images_.find(key);
     if (it != images_.end() && it->second.copies.count(disk_uuid) != 0) {
+      const CopyEntry& copy = it->second.copies.at(disk_uuid);
+      park = disk->owned() && copy.state == CopyState::kFailed;
       documents = it->second.documents;
-      desired.spec =
-          SpecOf(it->second, disk_uuid, it->second.copies.at(disk_uuid));
-      Cancel(it->second.copies.at(disk_uuid));
-      // Nothing begins for it any more.
-      it->second.copies.at(disk_uuid).removing = true;
-      const bool stopped =
-          AwaitJobs(lock, [&](const ImageKey& other, const std::string& on) {
-            return other == key && on == disk_uuid;
-          });
-      const auto found = images_.find(key);
-      if (found != images_.end() && found->second.copies.count(disk_uuid)) {
-        CopyEntry& copy = found->second.copies.at(disk_uuid);
-        if (!stopped) {
-          copy.removing = false;
-          return base::DeadlineExceededError(
-              "the work on " + Shown(key) + " did not stop in time; try again");
-        }
-        ended = std::move(copy.ingest);
-        copy.ingest.reset();
-      }
+      desired.spec = SpecOf(it->second, disk_uuid, copy);
+      BIM_RETURN_IF_ERROR(StopDirected(lock, key, disk_uuid, ended));
     }
   }
   ended.reset();
@@ -356,34 +502,18 @@ Status ManagerImpl::RemoveDirected(std::string_view disk_name,
   desired.removing = true;
   // A crash from here on: the removal is finished at the next start.
   if (documents) status = disk->PutDesired(key, EncodeDesired(desired));
-  if (status.ok()) status = store::RemoveImage(*disk, key, true);
-  if (status.ok()) status = disk->RemoveDesired(key);
-  {
-    Lock lock(mutex_);
-    const auto it = images_.find(key);
-    if (it != images_.end() && it->second.copies.count(disk->uuid()) != 0) {
-      ImageEntry& image = it->second;
-      CopyEntry& copy = image.copies.at(disk->uuid());
-      if (status.ok()) {
-        EndVerify(copy, disk->uuid(), false, "the image was removed");
-        image.copies.erase(disk->uuid());
-        std::erase(image.spec.disks, disk->uuid());
-        if (image.copies.empty()) {
-          Forget(key);
-        } else {
-          Touch(key, image);
-        }
-      } else {
-        copy.removing = false;
-        copy.permanent = true;
-        SetState(copy, CopyState::kFailed,
-                 "it could not be removed: " + status.message());
-        Touch(key, image);
-      }
+  if (status.ok() && park) {
+    if (Status parked = store::Park(*disk, key); !parked.ok()) {
+      BIM_LOG_WARN(
+          "image {} ({}) on disk {}: its verified bytes cannot be "
+          "kept for a retry: {}",
+          key.name, key.uuid, disk->uuid(), parked.message());
     }
-    jobs_changed_.notify_all();
   }
-  Notify();
+  if (status.ok()) status = store::RemoveImage(*disk, key, true);
+  if (status.ok()) status = store::RemoveDataSourceRemains(*disk, key);
+  if (status.ok()) status = disk->RemoveDesired(key);
+  EndRemoval(key, disk->uuid(), status);
   return status;
 }
 

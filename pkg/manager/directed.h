@@ -25,6 +25,10 @@ struct DirectedSpec {
   // Where the bytes come from when no fitting file lies at the image's place.
   // Without url, peers and upload there is no other source than that file.
   SourceSpec source;
+  // Called, with nothing locked, when nothing lies at the image's place: makes
+  // the data source give up its file (store::Place::kDataSource), which is then
+  // moved there. Its failure is Direct's. May be empty.
+  std::function<base::Status()> claim_data_source;
 };
 
 // One copy.

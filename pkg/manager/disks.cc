@@ -9,6 +9,7 @@
 #include "pkg/base/log.h"
 #include "pkg/base/names.h"
 #include "pkg/manager/manager_impl.h"
+#include "pkg/store/parked.h"
 
 namespace bim::manager {
 namespace {
@@ -189,6 +190,11 @@ void ManagerImpl::CheckDisk(const std::string& path, bool probe) {
     (void)TryDisk(path);
     return;
   }
+  if (probe && disk->owned()) {
+    if (Status swept = store::SweepParked(*disk, kParkedFor); !swept.ok()) {
+      BIM_LOG_WARN("disk at {}: {}", path, swept.message());
+    }
+  }
   const DiskFault fault = disk->Check(probe);
   const auto space = disk->GetSpace();
   {
@@ -312,9 +318,13 @@ bool ManagerImpl::TryDisk(const std::string& path) {
 
 void ManagerImpl::ClaimDisk(const std::string& path,
                             const std::string& expected) {
-  auto claimed = store::Disk::Claim(
-      path, expected,
-      {options_.manager_id, options_.version, options_.endpoint});
+  auto claimed =
+      options_.data_source
+          ? store::Disk::OpenForDataSource(path, expected,
+                                           *options_.data_source)
+          : store::Disk::Claim(
+                path, expected,
+                {options_.manager_id, options_.version, options_.endpoint});
   std::shared_ptr<store::Disk> disk;
   DiskFault fault;
   if (auto* taken = std::get_if<std::shared_ptr<store::Disk>>(&claimed)) {
@@ -432,7 +442,9 @@ void ManagerImpl::LoadDisk(const std::shared_ptr<store::Disk>& disk) {
       entry->fault = {DiskState::kFailed, status.message()};
     }
   };
-  auto read = ReadWanted(disk->root());
+  auto read = disk->owned()
+                  ? ReadWanted(disk->root())
+                  : Result<std::vector<Desired>>(std::vector<Desired>());
   if (!read.ok()) {
     give_up(read.status());
     return Notify();

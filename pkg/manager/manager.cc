@@ -75,6 +75,8 @@ ManagerImpl::ManagerImpl(Options options, exec::EventLoop& loop)
       transfers_("bim-transfer", kMaxTransfers),
       scans_("bim-scan", kMaxScans),
       control_("bim-control", 2),
+      receivers_("bim-receive", kReceiveThreads),
+      senders_("bim-send", kMaxSends),
       limits_(options_.limits),
       disk_timer_(loop.context()),
       retry_timer_(loop.context()),
@@ -105,6 +107,7 @@ void ManagerImpl::BeginStop() {
   Lock lock(mutex_);
   if (stopping_) return;
   stopping_ = true;
+  stop_sends_.request_stop();
   for (auto& [key, image] : images_) {
     for (auto& [disk, copy] : image.copies) Cancel(copy);
   }
@@ -118,6 +121,8 @@ void ManagerImpl::Stop() {
   transfers_.Shutdown();
   scans_.Shutdown();
   control_.Shutdown();
+  receivers_.Shutdown();
+  senders_.Shutdown();
   // Timers are the loop's: cancelled there, and waited for.
   std::mutex done_mutex;
   std::condition_variable done_changed;
@@ -193,7 +198,10 @@ Result<ImageSpec> ManagerImpl::Resolve(ImageSpec spec) {
         " bytes, at most " + std::to_string(kMaxUrl) + " are allowed");
   }
   const SourceSpec& source = spec.source;
-  if (source.url.empty() && source.peers.empty() && !source.upload) {
+  const bool of_directed_only =
+      source.receive_port != 0 || source.volume || !source.clone_name.empty();
+  if (source.url.empty() && source.peers.empty() && !source.upload &&
+      !of_directed_only) {
     return base::InvalidArgumentError(
         "the source is missing: expected source.url, source.peers or "
         "source.upload");
@@ -252,7 +260,9 @@ Result<ImageSpec> ManagerImpl::Resolve(ImageSpec spec) {
 
 Result<store::Found> ManagerImpl::InspectOn(const store::Disk& disk,
                                             const ImageSpec& spec) const {
-  return store::Inspect(disk, {spec.name, spec.uuid}, options_.file_mode,
+  const auto place =
+      options_.data_source ? store::Place::kDataSource : store::Place::kImages;
+  return store::Inspect(disk, {spec.name, spec.uuid, place}, options_.file_mode,
                         spec.sha512 ? spec.sha512->Hex() : "");
 }
 

@@ -49,6 +49,19 @@ struct Options {
   transfer::Options transfer;
   // Who peers are; null: sources with peers fail.
   std::shared_ptr<transfer::PeerResolver> peers;
+  // Who asks others to push to us; null: a directed copy of a peer that is not
+  // ours, and the export of a volume, fail.
+  std::shared_ptr<transfer::PushRequester> pushers;
+  // Where they push to: ports, and the IP they are told (empty: ours, on the
+  // way to them).
+  uint16_t push_port_first = 30'001;
+  uint16_t push_port_last = 31'000;
+  std::string push_ip;
+  // Ask peers of ours to push, too: to measure the protocol.
+  bool always_push = false;
+  // This process makes one data source's file (Place::kDataSource): the only
+  // disk is not owned, and nothing but this image can be directed.
+  std::optional<store::ImageKey> data_source;
 };
 
 // Where a watcher is; a value, default: at the very beginning.
@@ -88,6 +101,8 @@ class Upload {
   // and then its bytes are gone. `complete`: no more will come (a body of
   // unknown size ended).
   virtual base::Result<UploadStatus> Finish(bool complete) = 0;
+  // As being destroyed, and why: what a directed copy says when it has failed.
+  virtual void Break(const base::Status& why) = 0;
 };
 
 // Ends the subscription when destroyed; no wake-up runs after that.
@@ -212,10 +227,27 @@ class Manager {
   // By name, then uuid.
   virtual base::Result<std::vector<DirectedStatus>> ListDirected(
       std::string_view disk) = 0;
+  // The uuid of the disk that calls with this `disk` speak of (empty: the
+  // first). NOT_FOUND; UNAVAILABLE: not known yet.
+  virtual base::Result<std::string> DirectedDiskUuid(std::string_view disk) = 0;
+  // Blocks: cancels the work on the copy and forgets it; its files stay. OK,
+  // too, when nobody registered it.
+  virtual base::Status ForgetDirected(std::string_view disk,
+                                      std::string_view name,
+                                      std::string_view uuid) = 0;
+  // Begins to push a ready copy to "host:port" (transfer/push_sender.h); how
+  // that ends is logged. RESOURCE_EXHAUSTED: readers_per_image transfers send
+  // it already, or too many run on this node. Blocks for a moment.
+  virtual base::Status SendDirected(std::string_view disk,
+                                    std::string_view name,
+                                    std::string_view uuid,
+                                    const std::string& to) = 0;
   // Blocks: cancels the work on the copy, deletes its files, open or not, and
-  // forgets it. One that nobody registered: deletes what lies there all the
-  // same. FAILED_PRECONDITION: the image is Ensured. DEADLINE_EXCEEDED: its
-  // work did not end within a minute.
+  // forgets it. What a failed copy has of verified bytes is parked
+  // (store/parked.h). One that nobody registered: deletes what lies there all
+  // the same. So does what a data source that is gone left in work.
+  // FAILED_PRECONDITION: the image is Ensured. DEADLINE_EXCEEDED: its work did
+  // not end within a minute.
   virtual base::Status RemoveDirected(std::string_view disk,
                                       std::string_view name,
                                       std::string_view uuid) = 0;

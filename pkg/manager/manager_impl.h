@@ -42,6 +42,12 @@ inline constexpr size_t kMaxScans = 2;
 // clients': the limits of transfers are not for them, so that slow ones hold
 // up no download.)
 inline constexpr size_t kMaxUploads = 32;
+// Images that are pushed to others at once, and threads that take what others
+// push to us, on the whole node.
+inline constexpr size_t kMaxSends = 32;
+inline constexpr size_t kReceiveThreads = 16;
+// How long verified bytes of a failed copy that was removed are kept.
+inline constexpr std::chrono::hours kParkedFor{1};
 
 // What a directed copy was asked to be.
 struct Order {
@@ -172,6 +178,12 @@ class ManagerImpl : public Manager {
       std::string_view disk) override;
   base::Status RemoveDirected(std::string_view disk, std::string_view name,
                               std::string_view uuid) override;
+  base::Result<std::string> DirectedDiskUuid(std::string_view disk) override;
+  base::Status ForgetDirected(std::string_view disk, std::string_view name,
+                              std::string_view uuid) override;
+  base::Status SendDirected(std::string_view disk, std::string_view name,
+                            std::string_view uuid,
+                            const std::string& to) override;
   Limits GetLimits() override;
   base::Status SetLimits(const Limits& limits) override;
 
@@ -280,6 +292,11 @@ class ManagerImpl : public Manager {
   // A restart shall not believe the file again.
   static void RecordDamage(const Job& job);
   base::Result<store::ImageRecord> ScanOf(const Job& job);
+  static std::string ExpectedChecksum(const ImageSpec& spec);
+  // What of `found` contradicts what is expected; empty: nothing.
+  static std::string Difference(const ImageSpec& spec,
+                                const std::optional<store::ImageRecord>& known,
+                                const store::ImageRecord& found);
   static JobEnd EndPull(const Job& job, JobEnd end,
                         transfer::PullResult pulled);
   // --- jobs.cc
@@ -334,7 +351,42 @@ class ManagerImpl : public Manager {
   // ended.
   base::Status RestoreUpload(Job& job);
 
+  // --- push.cc
+  // From somebody who pushes it to us.
+  JobEnd Receive(const Job& job);
+  // Whether the only peer of a directed copy has to be asked to push.
+  bool HasToPush(const Job& job);
+  // Reads the file that a data source gave up, then moves it.
+  JobEnd ReadDataSource(const Job& job);
+  // Another image on the same disk, as it is.
+  JobEnd Clone(const Job& job);
+  // What lies at the staging place becomes the file, converted.
+  JobEnd Convert(const Job& job, JobEnd end);
+  // Where the bytes of a job go: the image's place, or the one where they wait
+  // to be converted.
+  static ImageKey FileOf(const Job& job);
+  void RunSend(const std::string& to, const ImageKey& key,
+               const std::shared_ptr<OpenImage>& image,
+               std::unique_ptr<exec::Turns::Turn> turn);
+  // Its number of readers changed.
+  void TouchSent(const ImageKey& key);
+
   // --- directed.cc
+  // Moves the data source's file to the image's place. False: it has to be read
+  // first, by a job.
+  base::Result<bool> TakeDataSource(const store::Disk& disk,
+                                    const DirectedSpec& given,
+                                    const ImageKey& key) const;
+  base::Result<ImageKey> KeyOf(std::string_view name,
+                               std::string_view uuid) const;
+  // Stops the work on a copy and marks it as going. `disk`: null, it is not
+  // registered. The lock is the manager's, held.
+  base::Status StopDirected(Lock& lock, const ImageKey& key,
+                            const std::string& disk_uuid,
+                            std::shared_ptr<store::Ingest>& ended);
+  // The end of a removal, or why it failed. Takes the lock.
+  void EndRemoval(const ImageKey& key, const std::string& disk_uuid,
+                  const base::Status& status);
   // Serialises what is done to one directed copy: waits for its turn.
   class Directing;
   // What is wanted of this copy: the image's spec, with its order.
@@ -384,6 +436,9 @@ class ManagerImpl : public Manager {
   exec::WorkerPool transfers_;
   exec::WorkerPool scans_;
   exec::WorkerPool control_;
+  exec::WorkerPool receivers_;  // of what is pushed to us
+  exec::WorkerPool senders_;
+  std::stop_source stop_sends_;
 
   // Held while the list of disks is written. Before the manager's mutex.
   std::mutex save_mutex_;
@@ -402,6 +457,7 @@ class ManagerImpl : public Manager {
   size_t transferring_ = 0;
   std::map<std::string, size_t> transferring_on_disk_;  // by its uuid
   size_t uploading_ = 0;
+  size_t sending_ = 0;
   std::deque<ImageKey> waiting_;  // for a free thread
   std::map<ImageKey, ImageEntry> images_;
   std::map<uint64_t, ImageKey> by_revision_;

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "pkg/base/digest.h"
+#include "pkg/transfer/push_requester.h"
 
 namespace bim::manager {
 
@@ -29,6 +30,17 @@ struct SourceSpec {
   std::string credential;          // a name, see transfer::CredentialStore
   std::vector<std::string> peers;  // "host:port" of other daemons' API
   bool upload = false;             // the bytes are brought by HTTP
+  // Of directed copies only, and not kept through a restart:
+  // Somebody pushes them (transfer/push_receiver.h) to this port.
+  uint16_t receive_port = 0;
+  // Who is asked to do that.
+  std::optional<transfer::VolumeExport> volume;
+  // Another image on the same disk, copied as it is.
+  std::string clone_name, clone_uuid;
+  // The file that a data source gave up, which has to be read first.
+  bool data_source = false;
+  // "raw" or "qcow2": what comes is converted to that, unless it is that.
+  std::string convert;
   friend bool operator==(const SourceSpec&, const SourceSpec&) = default;
 };
 

@@ -108,6 +108,13 @@ class ManagerImpl::UploadJob {
       return record.status();
     }
     end.record = *std::move(record);
+    end = manager_.Convert(job_, std::move(end));
+    if (!end.record) {
+      const Status status = end.status;
+      job_.ingest.reset();
+      End(std::move(end));
+      return status;
+    }
     // The file's size, which an encoded upload's is not.
     const uint64_t size = end.record->stamp.size;
     job_.ingest.reset();
@@ -116,14 +123,14 @@ class ManagerImpl::UploadJob {
   }
 
   // The request broke off, or the work was cancelled: what came is kept.
-  void Leave() {
+  void Leave(const std::string& why = "") {
     std::lock_guard lock(mutex_);
     if (ended_) return;
     if (job_.spec.directed && !job_.stop.stop_requested()) {
       GiveUp(base::UnavailableError(
           "the upload broke off: " + std::to_string(offset_) +
           (size_ ? " of " + std::to_string(*size_) : std::string()) +
-          " bytes came"));
+          " bytes came" + (why.empty() ? "" : "; " + why)));
     } else {
       (void)Suspend();
     }
@@ -221,6 +228,7 @@ class ManagerImpl::UploadImpl : public Upload {
   Result<UploadStatus> Finish(bool complete) override {
     return job_->Finish(complete);
   }
+  void Break(const Status& why) override { job_->Leave(why.message()); }
 
  private:
   // Called with the manager's mutex held: elsewhere, then.

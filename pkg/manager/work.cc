@@ -20,32 +20,6 @@ using base::Status;
 // Images of this node that are looked through for chunks to share.
 constexpr size_t kMaxCandidates = 64;
 
-std::string ExpectedChecksum(const ImageSpec& spec) {
-  return spec.sha512 ? spec.sha512->Hex() : "";
-}
-
-// What of `found` contradicts what is expected; empty: nothing.
-std::string Difference(const ImageSpec& spec,
-                       const std::optional<store::ImageRecord>& known,
-                       const store::ImageRecord& found) {
-  if (spec.size != 0 && spec.size != found.stamp.size) {
-    return "expected size " + std::to_string(spec.size) + ", found " +
-           std::to_string(found.stamp.size);
-  }
-  const auto& sha512 = spec.sha512 ? spec.sha512
-                       : known     ? std::optional(known->sha512)
-                                   : std::nullopt;
-  if (sha512 && *sha512 != found.sha512) {
-    return "expected SHA-512 " + sha512->Hex() + ", found " +
-           found.sha512.Hex();
-  }
-  if (spec.sha256 && found.sha256 && *spec.sha256 != *found.sha256) {
-    return "expected SHA-256 " + spec.sha256->Hex() + ", found " +
-           found.sha256->Hex();
-  }
-  return "";
-}
-
 // Whether two manifests say the same of each chunk.
 bool SameChunks(const store::ImageRecord& a, const store::ImageRecord& b) {
   return a.sha512 == b.sha512 && a.chunk_size == b.chunk_size &&
@@ -75,6 +49,31 @@ std::string DamagedChunks(const store::Disk& disk,
 
 }  // namespace
 
+std::string ManagerImpl::ExpectedChecksum(const ImageSpec& spec) {
+  return spec.sha512 ? spec.sha512->Hex() : "";
+}
+
+std::string ManagerImpl::Difference(
+    const ImageSpec& spec, const std::optional<store::ImageRecord>& known,
+    const store::ImageRecord& found) {
+  if (spec.size != 0 && spec.size != found.stamp.size) {
+    return "expected size " + std::to_string(spec.size) + ", found " +
+           std::to_string(found.stamp.size);
+  }
+  const auto& sha512 = spec.sha512 ? spec.sha512
+                       : known     ? std::optional(known->sha512)
+                                   : std::nullopt;
+  if (sha512 && *sha512 != found.sha512) {
+    return "expected SHA-512 " + sha512->Hex() + ", found " +
+           found.sha512.Hex();
+  }
+  if (spec.sha256 && found.sha256 && *spec.sha256 != *found.sha256) {
+    return "expected SHA-256 " + spec.sha256->Hex() + ", found " +
+           found.sha256->Hex();
+  }
+  return "";
+}
+
 void ManagerImpl::RunJob(Job job) {
   JobEnd end;
   // What an earlier job left is at rest before this one touches the files.
@@ -85,7 +84,7 @@ void ManagerImpl::RunJob(Job job) {
   } else {
     switch (job.step) {
       case Step::kDownload:
-        end = Download(job);
+        end = Convert(job, Download(job));
         break;
       case Step::kCopy:
         end = CopyFromDisk(job);
@@ -108,8 +107,11 @@ void ManagerImpl::RunJob(Job job) {
 store::IngestOptions ManagerImpl::IngestOptionsOf(
     const Job& job, const std::string& origin) const {
   store::IngestOptions options;
-  options.expect_sha512 = job.spec.sha512;
-  options.expect_sha256 = job.spec.sha256;
+  // What is still to be converted is not the file that is expected.
+  if (job.spec.source.convert.empty()) {
+    options.expect_sha512 = job.spec.sha512;
+    options.expect_sha256 = job.spec.sha256;
+  }
   options.file_mode = options_.file_mode;
   options.origin = origin;
   options.shown_checksum = ExpectedChecksum(job.spec);
@@ -171,7 +173,7 @@ std::optional<ManagerImpl::JobEnd> ManagerImpl::Prepare(const Job& job) {
 ManagerImpl::JobEnd ManagerImpl::OpenIngest(const Job& job,
                                             store::IngestOptions options) {
   JobEnd end;
-  auto opened = store::Ingest::Open(job.disk, job.key, std::move(options));
+  auto opened = store::Ingest::Open(job.disk, FileOf(job), std::move(options));
   if (opened.ok()) {
     end.ingest = *std::move(opened);
     ShowIngest(job, end.ingest);
@@ -193,9 +195,21 @@ ManagerImpl::JobEnd ManagerImpl::Download(Job& job) {
     // What was wanted here before this process knew may be done already.
     if (auto settled = Prepare(job)) return *std::move(settled);
   }
-  if (job.spec.source.peers.empty()) {
-    return DownloadFromUrl(job, std::move(end));
+  const SourceSpec& source = job.spec.source;
+  if (!source.convert.empty() && !end.ingest) {
+    // A restart found it complete, to be converted.
+    auto staged =
+        store::Inspect(*job.disk, FileOf(job), options_.file_mode, "");
+    if (staged.ok() && staged->kind == store::Found::Kind::kReady) {
+      end.record = std::move(staged->record);
+      return end;
+    }
   }
+  if (source.data_source) return ReadDataSource(job);
+  if (!source.clone_name.empty()) return Clone(job);
+  if (source.receive_port != 0 || source.volume) return Receive(job);
+  if (source.peers.empty()) return DownloadFromUrl(job, std::move(end));
+  if (job.spec.directed && !end.ingest && HasToPush(job)) return Receive(job);
   bool settled = DownloadFromPeers(job, end);
   // Who told a wrong manifest is not asked again: the next one may be right.
   for (size_t tries = 1; tries < job.spec.source.peers.size() &&

@@ -21,6 +21,7 @@
 #include "pkg/io/sparse.h"
 #include "pkg/store/pipeline.h"
 #include "pkg/store/publish.h"
+#include "pkg/store/range_set.h"
 
 namespace bim::store {
 namespace {
@@ -34,6 +35,9 @@ using base::UniqueFd;
 
 // A run of zeros given by AppendZeros, per item.
 constexpr uint64_t kMaxZeroRun = 16 << 20;
+
+// What may be given by WriteAt and HoleAt in separate pieces.
+constexpr size_t kMaxPieces = 262'144;
 
 // The digest of a chunk while its bytes come.
 class ChunkHasher {
@@ -86,6 +90,22 @@ struct Tail {
   ChunkHasher hasher;
 };
 
+// A chunk whose bytes are given by WriteAt and HoleAt.
+struct LooseChunk {
+  // All of it was given: it only is compared from now on.
+  bool taken = false;
+  // It was taken and refused: its bytes are of no use.
+  bool stale = false;
+  uint32_t writers = 0;  // at work in it
+  // Where data was written to it; else the file has a hole.
+  uint64_t data_begin = UINT64_MAX;
+  uint64_t data_end = 0;
+
+  bool HasData(uint64_t begin, uint64_t end) const {
+    return data_begin < end && begin < data_end;
+  }
+};
+
 class WriterImpl;
 
 class IngestImpl : public Ingest {
@@ -126,6 +146,12 @@ class IngestImpl : public Ingest {
   std::unique_ptr<IngestWriter> Write(uint64_t begin, uint64_t end) override;
   Status CloneChunk(uint32_t index, int source,
                     uint64_t source_offset) override;
+  Result<std::optional<Digest>> DigestAt(uint64_t begin, uint64_t end,
+                                         std::stop_token stop) override;
+  Status WriteAt(uint64_t offset, std::span<const std::byte> data,
+                 std::stop_token stop) override;
+  Status HoleAt(uint64_t begin, uint64_t end, std::stop_token stop) override;
+  Status Adopt(std::stop_token stop) override;
   Status failure() const override { return pipeline_.failure(); }
   Status Settle() override {
     if (!begun_) return base::OkStatus();
@@ -164,6 +190,27 @@ class IngestImpl : public Ingest {
   // Reads the journaled chunks again and keeps the good ones.
   Status RestoreChunks(std::string& journal, std::stop_token stop);
   Result<Chunk> ReadChunk(uint64_t begin, uint64_t end);
+
+  // Before each WriteAt, HoleAt and Adopt.
+  Status BeginLoose(uint64_t begin, uint64_t end, std::stop_token stop);
+  // The same for a piece of one chunk.
+  Status WritePiece(uint64_t offset, std::span<const std::byte> data);
+  // The file may hold other bytes than zeros there. Locked.
+  bool IsDirty(const LooseChunk& chunk, uint64_t begin, uint64_t end) const;
+  // The range of one chunk was given. True: its chunk is complete now, and the
+  // caller's to take. Locked.
+  bool Given(LooseChunk& chunk, uint64_t begin, uint64_t end);
+  // The same, for a writer in that chunk, which leaves.
+  bool Leave(uint64_t begin, uint64_t end);
+  // Reads a chunk that is complete back and counts it.
+  Status TakeChunk(uint32_t index);
+  Status TakeChunk(uint32_t index, const Chunk& chunk);
+  // The same for chunks that are one hole: nothing is read.
+  Status TakeHollow(const io::Extent& chunks);
+  // DATA_LOSS unless the file has these bytes (zeros).
+  Status Compare(uint64_t offset, std::span<const std::byte> data);
+  Status CompareZeros(uint64_t begin, uint64_t end, std::stop_token stop);
+
   Status OpenJournal(const std::string& text);
   // Deletes the temp file and what is recorded of it, unless another ingest
   // has begun there since.
@@ -201,6 +248,11 @@ class IngestImpl : public Ingest {
   // Chunks that hold bytes of no use, and how many.
   std::map<uint32_t, uint64_t> dirty_;
   int writers_ = 0;
+
+  // Of WriteAt and HoleAt: what was given, of all chunks and of each. Empty as
+  // long as neither was called.
+  RangeSet given_;
+  std::vector<LooseChunk> loose_;
 
   std::unique_ptr<IngestWriter> front_;  // of Append
   uint64_t front_end_ = 0;
@@ -435,6 +487,7 @@ std::unique_ptr<IngestWriter> IngestImpl::Write(uint64_t begin, uint64_t end) {
   pipeline_.Wake();
   pipeline_.AddWriter(1);
   std::lock_guard lock(mutex_);
+  BIM_CHECK(loose_.empty());
   ++writers_;
   const uint32_t index = static_cast<uint32_t>(begin / chunk_size_);
   const auto tail = tails_.find(index);
@@ -456,6 +509,7 @@ std::vector<io::Extent> IngestImpl::Missing() {
   }
   (void)pipeline_.AwaitWritten();
   std::lock_guard lock(mutex_);
+  if (!loose_.empty()) return given_.Gaps(0, *size_);
   const uint32_t count = ChunkCount(*size_, chunk_size_);
   for (uint32_t i = 0; i < count; ++i) {
     if (pipeline_.HasChunk(i)) continue;
@@ -549,6 +603,7 @@ Status IngestImpl::CloneChunk(uint32_t index, int source,
   bool dirty = false;
   {
     std::lock_guard lock(mutex_);
+    BIM_CHECK(loose_.empty());
     dirty = dirty_.count(index) != 0;
   }
   // Dropped bytes may be on their way to the very place.
@@ -583,6 +638,338 @@ Status IngestImpl::CloneChunk(uint32_t index, int source,
     dirty_.erase(index);
   }
   return pipeline_.Have(index, *chunk, begin, end, true);
+}
+
+// ------------------------------------------------- bytes in any order
+
+Status IngestImpl::BeginLoose(uint64_t begin, uint64_t end,
+                              std::stop_token stop) {
+  BIM_CHECK(begun_ && size_);
+  if (stop.stop_requested()) return base::CancelledError("stopped");
+  if (begin > end || end > *size_) {
+    return base::OutOfRangeError(
+        "bytes " + std::to_string(begin) + " to " + std::to_string(end) +
+        " were given of a file of " + std::to_string(*size_));
+  }
+  if (begin % 512 != 0 || end % 512 != 0) {
+    return base::InvalidArgumentError("bytes " + std::to_string(begin) +
+                                      " to " + std::to_string(end) +
+                                      " are no multiples of 512");
+  }
+  pipeline_.Wake();
+  BIM_RETURN_IF_ERROR(pipeline_.failure());
+  std::lock_guard lock(mutex_);
+  if (loose_.empty()) {
+    BIM_CHECK(writers_ == 0 && tails_.empty() && !front_);
+    loose_.resize(ChunkCount(*size_, chunk_size_));
+    for (uint32_t i = 0; i < loose_.size(); ++i) {
+      if (!pipeline_.HasChunk(i)) continue;
+      loose_[i].taken = true;
+      (void)given_.Add(i * chunk_size_, ChunkEnd(i * chunk_size_));
+    }
+  }
+  if (given_.pieces() >= kMaxPieces && !given_.Joins(begin, end)) {
+    return base::ResourceExhaustedError(
+        "what was given of " + TempPath() + " is in more than " +
+        std::to_string(kMaxPieces) + " separate pieces");
+  }
+  return base::OkStatus();
+}
+
+bool IngestImpl::IsDirty(const LooseChunk& chunk, uint64_t begin,
+                         uint64_t end) const {
+  // What was written there was given, or somebody is at it.
+  return chunk.HasData(begin, end) &&
+         (chunk.stale || chunk.writers > 0 || given_.Overlaps(begin, end));
+}
+
+bool IngestImpl::Given(LooseChunk& chunk, uint64_t begin, uint64_t end) {
+  pipeline_.Count(given_.Add(begin, end));
+  const uint64_t chunk_begin = begin / chunk_size_ * chunk_size_;
+  if (chunk.taken || chunk.writers > 0 ||
+      !given_.Contains(chunk_begin, ChunkEnd(chunk_begin))) {
+    return false;
+  }
+  chunk.taken = true;
+  return true;
+}
+
+bool IngestImpl::Leave(uint64_t begin, uint64_t end) {
+  std::lock_guard lock(mutex_);
+  LooseChunk& chunk = loose_[begin / chunk_size_];
+  --chunk.writers;
+  return Given(chunk, begin, end);
+}
+
+Result<std::optional<Digest>> IngestImpl::DigestAt(uint64_t begin, uint64_t end,
+                                                   std::stop_token stop) {
+  if (!begun_ || !size_ || begin >= end || end > *size_) {
+    return std::optional<Digest>();
+  }
+  for (uint64_t at = begin; at < end; at = ChunkEnd(at)) {
+    if (!pipeline_.HasChunk(static_cast<uint32_t>(at / chunk_size_))) {
+      return std::optional<Digest>();
+    }
+  }
+  hash::Hasher hasher(DigestAlgorithm::kSha512);
+  std::vector<std::byte> buffer(
+      static_cast<size_t>(std::min<uint64_t>(end - begin, kBlockSize)));
+  for (uint64_t at = begin; at < end;) {
+    if (stop.stop_requested()) return base::CancelledError("stopped");
+    const size_t want =
+        static_cast<size_t>(std::min<uint64_t>(buffer.size(), end - at));
+    BIM_ASSIGN_OR_RETURN(
+        const size_t got,
+        io::PreadFull(temp_.get(), buffer.data(), want, at, TempPath()));
+    if (got != want) return std::optional<Digest>();
+    hasher.Update(std::span(buffer).first(want));
+    at += want;
+  }
+  return std::optional(hasher.Finish());
+}
+
+Status IngestImpl::WriteAt(uint64_t offset, std::span<const std::byte> data,
+                           std::stop_token stop) {
+  BIM_RETURN_IF_ERROR(BeginLoose(
+      offset,
+      data.size() > UINT64_MAX - offset ? UINT64_MAX : offset + data.size(),
+      stop));
+  // Zeros alone never need the room of data.
+  if (io::IsZero(data)) return HoleAt(offset, offset + data.size(), stop);
+  while (!data.empty()) {
+    if (stop.stop_requested()) return base::CancelledError("stopped");
+    const size_t count = static_cast<size_t>(
+        std::min<uint64_t>(data.size(), ChunkEnd(offset) - offset));
+    BIM_RETURN_IF_ERROR(WritePiece(offset, data.first(count)));
+    data = data.subspan(count);
+    offset += count;
+  }
+  return base::OkStatus();
+}
+
+Status IngestImpl::WritePiece(uint64_t offset,
+                              std::span<const std::byte> data) {
+  const uint64_t end = offset + data.size();
+  const uint32_t index = static_cast<uint32_t>(offset / chunk_size_);
+  bool dirty = false;
+  bool taken = false;
+  {
+    std::lock_guard lock(mutex_);
+    LooseChunk& chunk = loose_[index];
+    taken = chunk.taken;
+    if (!taken) {
+      dirty = IsDirty(chunk, offset, end);
+      ++chunk.writers;
+      chunk.data_begin = std::min(chunk.data_begin, offset);
+      chunk.data_end = std::max(chunk.data_end, end);
+    }
+  }
+  if (taken) return Compare(offset, data);
+  const auto write = [&]() -> Status {
+    BIM_FAILPOINT_ERROR("store.ingest.write");
+    // By the page cache: it is read back soon.
+    io::SparseFile file{temp_.get(), -1};
+    return io::WriteSparse(file, data, offset, dirty);
+  };
+  if (Status written = write(); !written.ok()) {
+    written = written.WithContext(TempPath());
+    // What is in the file now is not known. The chunk can never be taken.
+    pipeline_.Fail(written);
+    return written;
+  }
+  return Leave(offset, end) ? TakeChunk(index) : base::OkStatus();
+}
+
+Status IngestImpl::HoleAt(uint64_t begin, uint64_t end, std::stop_token stop) {
+  BIM_RETURN_IF_ERROR(BeginLoose(begin, end, stop));
+  std::vector<io::Extent> compare;  // in chunks that are taken
+  std::vector<io::Extent> punch;    // each in one chunk
+  std::vector<uint32_t> complete;
+  std::vector<io::Extent> hollow;  // chunks that are nothing but holes
+  const auto add = [](std::vector<io::Extent>& ranges, uint64_t from,
+                      uint64_t to) {
+    if (!ranges.empty() && ranges.back().end == from) {
+      ranges.back().end = to;
+    } else {
+      ranges.push_back({from, to});
+    }
+  };
+  {
+    std::lock_guard lock(mutex_);
+    for (uint64_t at = begin; at < end;) {
+      const uint32_t index = static_cast<uint32_t>(at / chunk_size_);
+      const uint64_t to = std::min(end, ChunkEnd(at));
+      LooseChunk& chunk = loose_[index];
+      if (chunk.taken) {
+        add(compare, at, to);
+      } else if (IsDirty(chunk, at, to)) {
+        ++chunk.writers;
+        punch.push_back({at, to});
+      } else if (Given(chunk, at, to)) {
+        if (chunk.HasData(0, UINT64_MAX)) {
+          complete.push_back(index);
+        } else {
+          add(hollow, index * chunk_size_, ChunkEnd(at));
+        }
+      }
+      at = to;
+    }
+  }
+  // Chunks that are this call's to take are taken, whatever else fails.
+  Status status;
+  const auto keep = [&status](Status next) {
+    if (status.ok()) status = std::move(next);
+  };
+  for (const io::Extent& run : hollow) keep(TakeHollow(run));
+  for (const uint32_t index : complete) keep(TakeChunk(index));
+  for (const io::Extent& range : punch) {
+    if (Status punched = io::MakeHole(temp_.get(), range.begin, range.end);
+        !punched.ok()) {
+      punched = punched.WithContext(TempPath());
+      pipeline_.Fail(punched);
+      return punched;
+    }
+    if (Leave(range.begin, range.end)) {
+      keep(TakeChunk(static_cast<uint32_t>(range.begin / chunk_size_)));
+    }
+  }
+  for (const io::Extent& range : compare) {
+    if (!status.ok()) break;
+    keep(CompareZeros(range.begin, range.end, stop));
+  }
+  return status;
+}
+
+Status IngestImpl::TakeChunk(uint32_t index) {
+  const uint64_t begin = uint64_t{index} * chunk_size_;
+  const auto chunk = ReadChunk(begin, ChunkEnd(begin));
+  if (!chunk.ok()) {
+    pipeline_.Fail(chunk.status());
+    return chunk.status();
+  }
+  return TakeChunk(index, *chunk);
+}
+
+Status IngestImpl::TakeChunk(uint32_t index, const Chunk& chunk) {
+  const uint64_t begin = uint64_t{index} * chunk_size_;
+  const uint64_t end = ChunkEnd(begin);
+  if (options_.reference && options_.reference->chunks[index] != chunk) {
+    std::lock_guard lock(mutex_);
+    LooseChunk& dropped = loose_[index];
+    dropped.taken = false;
+    dropped.stale = true;
+    dropped.data_begin = begin;
+    dropped.data_end = end;
+    pipeline_.Forget(given_.Remove(begin, end));
+    return base::DataLossError("chunk " + std::to_string(index) +
+                               " differs from its manifest");
+  }
+  Status have =
+      pipeline_.Have(index, chunk, begin, end, true, /*counted=*/end - begin);
+  if (!have.ok()) pipeline_.Fail(have);
+  return have;
+}
+
+Status IngestImpl::TakeHollow(const io::Extent& chunks) {
+  const uint32_t first = static_cast<uint32_t>(chunks.begin / chunk_size_);
+  const uint32_t count = ChunkCount(chunks.end - chunks.begin, chunk_size_);
+  if (options_.reference) {
+    // Its zeros were there from the begin: these are to be something else.
+    Chunk zero;
+    zero.zero = true;
+    Status status;
+    for (uint32_t index = first; index < first + count; ++index) {
+      Status taken = TakeChunk(index, zero);
+      if (status.ok()) status = std::move(taken);
+    }
+    return status;
+  }
+  Status have = pipeline_.HaveZeros(first, count, chunks.begin, chunks.end);
+  if (!have.ok()) pipeline_.Fail(have);
+  return have;
+}
+
+Status IngestImpl::Compare(uint64_t offset, std::span<const std::byte> data) {
+  std::vector<std::byte> buffer(std::min<size_t>(data.size(), kBlockSize));
+  while (!data.empty()) {
+    const size_t want = std::min(data.size(), buffer.size());
+    BIM_ASSIGN_OR_RETURN(
+        const size_t got,
+        io::PreadFull(temp_.get(), buffer.data(), want, offset, TempPath()));
+    if (got != want || std::memcmp(buffer.data(), data.data(), want) != 0) {
+      return base::DataLossError(
+          "bytes from " + std::to_string(offset) +
+          " on were given again, and differ from those given before");
+    }
+    data = data.subspan(want);
+    offset += want;
+  }
+  return base::OkStatus();
+}
+
+Status IngestImpl::CompareZeros(uint64_t begin, uint64_t end,
+                                std::stop_token stop) {
+  const std::vector<std::byte> zeros(kBlockSize / 4);
+  while (begin < end) {
+    BIM_ASSIGN_OR_RETURN(const io::Extent data,
+                         io::NextData(temp_.get(), begin, end));
+    for (begin = data.begin; begin < data.end;) {
+      if (stop.stop_requested()) return base::CancelledError("stopped");
+      const size_t count = static_cast<size_t>(
+          std::min<uint64_t>(zeros.size(), data.end - begin));
+      BIM_RETURN_IF_ERROR(Compare(begin, std::span(zeros).first(count)));
+      begin += count;
+    }
+  }
+  return base::OkStatus();
+}
+
+Status IngestImpl::Adopt(std::stop_token stop) {
+  BIM_RETURN_IF_ERROR(BeginLoose(0, Limit(), stop));
+  struct stat own = {};
+  if (::fstat(temp_.get(), &own) != 0) {
+    return base::ErrnoError(errno, "cannot stat " + TempPath());
+  }
+  BIM_ASSIGN_OR_RETURN(const struct stat there,
+                       disk_->root().Stat(TempFile(key_)));
+  if (there.st_ino != own.st_ino || there.st_dev != own.st_dev) {
+    return base::FailedPreconditionError(TempPath() + " was replaced");
+  }
+  if (static_cast<uint64_t>(own.st_size) != *size_) {
+    return base::FailedPreconditionError(
+        TempPath() + " has another size now: expected " +
+        std::to_string(*size_) + " bytes, found " +
+        std::to_string(own.st_size));
+  }
+  io::Extent data;  // the next one
+  for (uint32_t i = 0; i < loose_.size(); ++i) {
+    if (stop.stop_requested()) return base::CancelledError("stopped");
+    const uint64_t begin = uint64_t{i} * chunk_size_;
+    const uint64_t end = ChunkEnd(begin);
+    if (data.end <= begin) {
+      BIM_ASSIGN_OR_RETURN(data, io::NextData(temp_.get(), begin, *size_));
+    }
+    Chunk chunk;
+    chunk.zero = true;
+    if (data.begin < end && data.begin < data.end) {
+      BIM_ASSIGN_OR_RETURN(chunk, ReadChunk(begin, end));
+    }
+    bool before = false;
+    {
+      std::lock_guard lock(mutex_);
+      BIM_CHECK(loose_[i].writers == 0);
+      before = loose_[i].taken;
+      loose_[i].taken = true;
+      pipeline_.Count(given_.Add(begin, end));
+    }
+    if (!before) {
+      BIM_RETURN_IF_ERROR(TakeChunk(i, chunk));
+    } else if (pipeline_.ChunkAt(i) != chunk) {
+      return base::DataLossError("chunk " + std::to_string(i) + " of " +
+                                 TempPath() + " changed after it was complete");
+    }
+  }
+  return base::OkStatus();
 }
 
 // ------------------------------------------------- beginning, restoring
@@ -622,6 +1009,8 @@ void IngestImpl::StartOver(uint64_t chunk_size, std::optional<uint64_t> size) {
   pipeline_.Stop();
   tails_.clear();
   dirty_.clear();
+  given_.Clear();
+  loose_.clear();
   unknown_end_ = 0;
   front_at_.reset();
   size_ = size;
@@ -940,6 +1329,8 @@ Status IngestImpl::Discard() {
   partial_ = Journal();
   tails_.clear();
   dirty_.clear();
+  given_.Clear();
+  loose_.clear();
   return removed;
 }
 

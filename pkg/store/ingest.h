@@ -12,8 +12,9 @@
 // file, writers wait (backpressure).
 //
 // All functions block. Thread-safety: one caller at a time for the ingest, and
-// one for each writer; stored_bytes(), total_bytes() and HasChunk() from any
-// thread. The destructor suspends: what is complete stays resumable.
+// one for each writer; WriteAt(), HoleAt(), stored_bytes(), total_bytes() and
+// HasChunk() from any thread. The destructor suspends: what is complete stays
+// resumable.
 #pragma once
 
 #include <cstddef>
@@ -102,8 +103,8 @@ class Ingest {
   virtual const std::shared_ptr<const ImageRecord>& reference() const = 0;
 
   // The ranges that nobody has given, in order, while no writer is at work.
-  // Each begins at a chunk, or where a writer stopped within one. Without a
-  // size: one, up to the largest size possible.
+  // Each begins at a chunk, or where a writer stopped within one (after WriteAt
+  // and HoleAt anywhere). Without a size: one, up to the largest size possible.
   virtual std::vector<io::Extent> Missing() = 0;
   virtual uint64_t chunk_size() const = 0;
   virtual bool HasChunk(uint32_t index) const = 0;
@@ -116,6 +117,33 @@ class Ingest {
   // thread. UNIMPLEMENTED: the file system cannot; DATA_LOSS: it differs.
   virtual base::Status CloneChunk(uint32_t index, int source,
                                   uint64_t source_offset) = 0;
+
+  // For those who bring bytes in any order, from several threads at once, also
+  // again: they go straight into the file. Needs a size; not together with
+  // writers or Append. A chunk counts once every byte of it was given: whoever
+  // completes it reads it back and hashes it. (Until then what was given again
+  // replaces what was given before.)
+  // OUT_OF_RANGE beyond the file; INVALID_ARGUMENT: not a multiple of 512;
+  // DATA_LOSS: bytes given again for a complete chunk differ from those that
+  // are there, or a chunk differs from the reference (then it is missing
+  // again); RESOURCE_EXHAUSTED: disk full, or what was given is in more than
+  // 262,144 separate pieces; CANCELLED: stopped, a part of it may have been
+  // taken; other failures are those of the disk.
+  virtual base::Status WriteAt(uint64_t offset, std::span<const std::byte> data,
+                               std::stop_token stop) = 0;
+  // The same for zeros: costs by chunks, not by bytes.
+  virtual base::Status HoleAt(uint64_t begin, uint64_t end,
+                              std::stop_token stop) = 0;
+  // The SHA-512 of [begin, end) when all chunks that it touches are complete;
+  // else nullopt. Reads them. From any thread.
+  virtual base::Result<std::optional<base::Digest>> DigestAt(
+      uint64_t begin, uint64_t end, std::stop_token stop) = 0;
+  // What another process wrote into the temp file counts as given: reads all of
+  // it. Nobody writes to it any more, nor gives bytes meanwhile.
+  // FAILED_PRECONDITION: it has another size now, or is another file.
+  // DATA_LOSS: a chunk that was complete before is another one now, or one
+  // differs from the reference.
+  virtual base::Status Adopt(std::stop_token stop) = 0;
 
   // Waits until everything that was given is in the file; the failure of the
   // disk, if it failed. No writer may be at work, but that of Append.

@@ -295,21 +295,45 @@ Status Pipeline::Journal(const std::string& entries) {
 }
 
 Status Pipeline::Have(uint32_t index, const Chunk& chunk, uint64_t begin,
-                      uint64_t end, bool journal) {
+                      uint64_t end, bool journal, uint64_t counted) {
   {
     std::lock_guard lock(mutex_);
     Mark({index, chunk});
-    stored_ += end - begin;
+    stored_ += end - begin - counted;
     if (options_.sha512) AddAhead(begin, end);
-    if (journal) unsynced_bytes_ += chunk_size_;
+    // Zeros are on the disk when they were never there.
+    if (journal && !chunk.zero) unsynced_bytes_ += end - begin;
     changed_.notify_all();
   }
   return journal ? Journal(EncodeJournalEntry(index, chunk)) : base::OkStatus();
 }
 
+Status Pipeline::HaveZeros(uint32_t first, uint32_t count, uint64_t begin,
+                           uint64_t end) {
+  Chunk zero;
+  zero.zero = true;
+  std::string entries;
+  {
+    std::lock_guard lock(mutex_);
+    for (uint32_t index = first; index < first + count; ++index) {
+      Mark({index, zero});
+      entries += EncodeJournalEntry(index, zero);
+    }
+    if (options_.sha512) AddAhead(begin, end);
+    changed_.notify_all();
+  }
+  return Journal(entries);
+}
+
 bool Pipeline::HasChunk(uint32_t index) const {
   std::lock_guard lock(mutex_);
   return index < have_.size() && have_[index];
+}
+
+Chunk Pipeline::ChunkAt(uint32_t index) const {
+  std::lock_guard lock(mutex_);
+  BIM_CHECK(index < have_.size() && have_[index]);
+  return chunks_[index];
 }
 
 void Pipeline::AddAhead(uint64_t begin, uint64_t end) {

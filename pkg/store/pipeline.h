@@ -116,10 +116,18 @@ class Pipeline {
   void AddWriter(int count);
 
   // Chunks that are in the file already (restored, cloned, known zeros).
-  // `journal`: an entry is written for each.
+  // `journal`: an entry is written for each. `counted`: so many bytes of it
+  // counted as stored already.
   base::Status Have(uint32_t index, const Chunk& chunk, uint64_t begin,
-                    uint64_t end, bool journal);
+                    uint64_t end, bool journal, uint64_t counted = 0);
+  // The same, journaled, for `count` chunks of zeros that counted already.
+  base::Status HaveZeros(uint32_t first, uint32_t count, uint64_t begin,
+                         uint64_t end);
   bool HasChunk(uint32_t index) const;
+  // Of a chunk that is there.
+  Chunk ChunkAt(uint32_t index) const;
+  // So many bytes more are in the file.
+  void Count(uint64_t bytes) { stored_ += bytes; }
   // So many bytes that are in the file are of no use.
   void Forget(uint64_t bytes) { stored_ -= bytes; }
 

@@ -2,6 +2,7 @@
 
 #include <dirent.h>
 #include <fcntl.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -422,9 +423,11 @@ Status MoveImage(const Disk& disk, const ImageKey& from, const ImageKey& to,
     record->stamp.ctime_ns = 0;
     BIM_RETURN_IF_ERROR(
         root.ReplaceFile(RecordFile(to), EncodeRecord(*record)));
-  } else if (root.Stat(ConfigFile(from)).ok()) {
+  } else if (auto config = ReadConfig(root, from); config.ok()) {
     // Longhorn's cfg vouches for it by its mtime, which a rename keeps.
-    BIM_RETURN_IF_ERROR(root.Rename(ConfigFile(from), ConfigFile(to)));
+    config->file_path = disk.path() + "/" + DataFile(to);
+    BIM_RETURN_IF_ERROR(
+        root.ReplaceFile(ConfigFile(to), EncodeConfig(*config)));
   }
   BIM_RETURN_IF_ERROR(root.Rename(DataFile(from), DataFile(to)));
   if (proven) {
@@ -451,6 +454,24 @@ Status RemovePartial(const Disk& disk, const ImageKey& key) {
     return base::OkStatus();
   }
   return root.RemoveFile(RecordFile(key));
+}
+
+ImageKey StagingKey(const ImageKey& key) {
+  return {key.name, key.uuid + ".source", Place::kDataSource};
+}
+
+Status RemoveDataSourceRemains(const Disk& disk, const ImageKey& key) {
+  if (!disk.owned()) return RemoveImage(disk, StagingKey(key), true);
+  const ImageKey source{key.name, key.uuid, Place::kDataSource};
+  const io::Dir& root = disk.root();
+  if (!root.Stat(kDataSourceDir).ok()) return base::OkStatus();
+  const auto lock = root.OpenFile(DataSourceLock(source), O_RDONLY);
+  if (lock.ok() && ::flock(lock->get(), LOCK_EX | LOCK_NB) != 0) {
+    return base::OkStatus();
+  }
+  BIM_RETURN_IF_ERROR(RemovePartial(disk, source));
+  BIM_RETURN_IF_ERROR(RemoveImage(disk, StagingKey(key), true));
+  return root.RemoveFile(DataSourceLock(source));
 }
 
 // Holds the ready file for as long as the descriptor lives, so that nobody can

@@ -97,6 +97,12 @@ base::Status RemoveImage(const Disk& disk, const ImageKey& key, bool force);
 // it stays when it is replaced. One that was kept before is deleted.
 base::Status KeepDamaged(const Disk& disk, const ImageKey& key);
 
+// Where a data source's file waits to be converted.
+ImageKey StagingKey(const ImageKey& key);
+// What a data source of that name and uuid left in work, unless its process
+// lives (holds DataSourceLock). Its complete file stays.
+base::Status RemoveDataSourceRemains(const Disk& disk, const ImageKey& key);
+
 // Deletes only what is in work or left over: temp file and journal.
 base::Status RemovePartial(const Disk& disk, const ImageKey& key);
 

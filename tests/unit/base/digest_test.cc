@@ -70,6 +70,24 @@ TEST(DigestTest, EveryOtherCharacterIsRefusedAtItsPlace) {
   }
 }
 
+TEST(DigestTest, Base64) {
+  // As `sha512sum | xxd -r -p | base64` and the same of sha256sum say.
+  EXPECT_EQ(
+      Digest::FromHex(DigestAlgorithm::kSha512,
+                      "ddaf35a193617abacc417349ae20413112e6fa4e89a97ea20a9eeee6"
+                      "4b55d39a2192992a274fc1a836ba3c23a3feebbd454d4423643ce80e"
+                      "2a9ac94fa54ca49f")
+          ->Base64(),
+      "3a81oZNherrMQXNJriBBMRLm+k6JqX6iCp7u5ktV05ohkpkqJ0/BqDa6PCOj/uu9RU1EI2Q8"
+      "6A4qmslPpUyknw==");
+  EXPECT_EQ(Digest::FromHex(DigestAlgorithm::kSha256,
+                            "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb4"
+                            "10ff61f20015ad")
+                ->Base64(),
+            "ungWv48Bz+pBQUDeXa4iI7ADYaOWF3qctBD/YfIAFa0=");
+  EXPECT_EQ(Digest().Base64(), std::string(86, 'A') + "==");
+}
+
 TEST(DigestTest, OtherAlgorithmsDiffer) {
   EXPECT_NE(*Digest::FromHex(DigestAlgorithm::kSha256, std::string(64, '0')),
             Digest());

@@ -16,7 +16,7 @@ using test::Workshop;
 
 std::string EncodeAll(std::string_view data, int level, size_t piece) {
   std::string out;
-  const auto encoder = ZstdEncoder::Make(level);
+  const auto encoder = MakeZstdEncoder(level);
   size_t fed = 0;
   while (!data.empty()) {
     const size_t take = std::min(piece, data.size());
@@ -109,7 +109,7 @@ TEST(ZstdEncoderTest, NoiseHardlyGrows) {
 }
 
 TEST(ZstdEncoderTest, AGigabyteOfZerosCostsNextToNothing) {
-  const auto encoder = ZstdEncoder::Make(3);
+  const auto encoder = MakeZstdEncoder(3);
   const std::string zeros(1 << 20, '\0');
   std::string out;
   for (int i = 0; i < 1024; ++i) {
@@ -138,6 +138,31 @@ TEST(ZstdEncoderTest, EveryFlippedBitIsNoticedOrHarmless) {
       ASSERT_EQ(decoded.bytes, content) << at << " " << bit;
     }
   }
+}
+
+TEST(GzipEncoderTest, RoundTripsAndTheToolReadsIt) {
+  for (int level : {1, 6, 9}) {
+    for (size_t size : {0, 1, 4096, 131'073, 3'000'000}) {
+      const std::string content = MixedBytes(size, 2);
+      const auto encoder = MakeGzipEncoder(level);
+      std::string out;
+      for (size_t at = 0; at < size; at += 100'000) {
+        BIM_EXPECT_OK(encoder->Feed(
+            AsBytes(std::string_view(content).substr(at, 100'000)), out));
+      }
+      BIM_EXPECT_OK(encoder->Finish(out));
+      const Decoded decoded = DecodeAll(Encoding::kGzip, out, 65'536);
+      BIM_EXPECT_OK(decoded.status);
+      EXPECT_TRUE(decoded.bytes == content) << level << " " << size;
+    }
+  }
+  const std::string content = MixedBytes(500'000, 3);
+  const auto encoder = MakeGzipEncoder(1);
+  std::string out;
+  BIM_EXPECT_OK(encoder->Feed(AsBytes(content), out));
+  BIM_EXPECT_OK(encoder->Finish(out));
+  Workshop shop;
+  EXPECT_TRUE(shop.Filter("gzip -d -c", out) == content);
 }
 
 }  // namespace

@@ -26,7 +26,7 @@ class ExportTest : public testing::Test {
     char name[] = "/tmp/bim-export-XXXXXX";
     directory_ = mkdtemp(name);
     image_ = std::string(300'000, 'i') + std::string(100'000, '\0');
-    const auto encoder = compress::ZstdEncoder::Make(1);
+    const auto encoder = compress::MakeZstdEncoder(1);
     EXPECT_TRUE(encoder->Feed(std::as_bytes(std::span(image_)), encoded_).ok());
     EXPECT_TRUE(encoder->Finish(encoded_).ok());
   }

@@ -1,0 +1,613 @@
+// Bytes given in any order, from several threads, also again.
+#include <fcntl.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+#include <random>
+#include <thread>
+
+#include "pkg/store/ingest.h"
+#include "pkg/store/publish.h"
+#include "tests/unit/store/scratch.h"
+
+namespace bim::store {
+namespace {
+
+using base::Code;
+using base::Status;
+using test::AsBytes;
+using test::Exists;
+using test::ReadAll;
+using test::ScratchDisk;
+using test::Sha256;
+using test::Sha512;
+using ::testing::HasSubstr;
+
+const ImageKey kKey{"debian", "u-1"};
+constexpr uint64_t kKiB = 1024;
+constexpr uint64_t kMiB = 1024 * 1024;
+constexpr uint64_t kGiB = 1024 * kMiB;
+constexpr uint64_t kChunk = kMinChunkSize;
+
+bool AllZero(std::string_view text) {
+  return text.find_first_not_of('\0') == std::string_view::npos;
+}
+
+// Random, with runs of zeros that begin and end at multiples of 512.
+std::string Content(size_t size, uint32_t seed, size_t longest_run) {
+  std::string content = test::RandomBytes(size, seed);
+  std::mt19937 random(seed);
+  for (size_t at = 4096; at < size;) {
+    const size_t run =
+        std::min<size_t>(size - at, random() % longest_run / 512 * 512);
+    if (random() % 2 == 0) std::fill_n(content.begin() + at, run, '\0');
+    at += run + 512;
+  }
+  return content;
+}
+
+struct Piece {
+  uint64_t begin = 0;
+  uint64_t end = 0;
+};
+
+// Covers the file in pieces of all sizes, in random order; some come again, and
+// some overlap others.
+std::vector<Piece> Pieces(uint64_t size, uint32_t seed, uint64_t longest) {
+  std::mt19937 random(seed);
+  std::vector<Piece> pieces;
+  for (uint64_t at = 0; at < size;) {
+    const uint64_t length = (1 + random() % (longest / 512)) * 512;
+    const uint64_t end = std::min(size, at + length);
+    const uint64_t before = std::min<uint64_t>(at, random() % 64 * 512);
+    pieces.push_back({random() % 3 == 0 ? at - before : at, end});
+    if (random() % 5 == 0) pieces.push_back(pieces.back());
+    at = end;
+  }
+  std::shuffle(pieces.begin(), pieces.end(), random);
+  return pieces;
+}
+
+IngestOptions WithReference(std::string_view content, bool trust) {
+  auto record = std::make_shared<ImageRecord>();
+  record->key = kKey;
+  record->stamp.size = content.size();
+  record->sha512 = Sha512(content);
+  record->chunk_size = kChunk;
+  for (size_t at = 0; at < content.size(); at += kChunk) {
+    const std::string_view piece = content.substr(at, kChunk);
+    Chunk chunk;
+    chunk.zero = AllZero(piece);
+    if (!chunk.zero) {
+      const base::Digest digest = Sha256(piece);
+      std::copy(digest.bytes().begin(), digest.bytes().end(),
+                chunk.sha256.begin());
+    }
+    record->chunks.push_back(chunk);
+  }
+  record->chunk_count = static_cast<uint32_t>(record->chunks.size());
+  IngestOptions options;
+  options.reference = record;
+  options.trust_reference = trust;
+  return options;
+}
+
+class WriteAtTest : public ::testing::Test {
+ protected:
+  std::unique_ptr<Ingest> Open(IngestOptions options = {}) {
+    auto ingest = Ingest::Open(scratch_.disk, kKey, std::move(options));
+    BIM_CHECK(ingest.ok());
+    return *std::move(ingest);
+  }
+  std::unique_ptr<Ingest> Start(uint64_t size, IngestOptions options = {}) {
+    auto ingest = Open(std::move(options));
+    BIM_EXPECT_OK(ingest->Begin(size, "v"));
+    return ingest;
+  }
+  static Status Give(Ingest& ingest, std::string_view content, uint64_t begin,
+                     uint64_t end) {
+    return ingest.WriteAt(begin, AsBytes(content.substr(begin, end - begin)),
+                          {});
+  }
+  // Zeros as a hole, or not.
+  static Status GiveEither(Ingest& ingest, std::string_view content,
+                           const Piece& piece, bool hole) {
+    if (hole && AllZero(content.substr(piece.begin, piece.end - piece.begin))) {
+      return ingest.HoleAt(piece.begin, piece.end, {});
+    }
+    return Give(ingest, content, piece.begin, piece.end);
+  }
+  static void GiveAll(Ingest& ingest, std::string_view content,
+                      const std::vector<Piece>& pieces, size_t threads) {
+    std::atomic<size_t> next{0};
+    std::vector<std::thread> running;
+    for (size_t i = 0; i < threads; ++i) {
+      running.emplace_back([&] {
+        for (size_t at; (at = next++) < pieces.size();) {
+          BIM_EXPECT_OK(GiveEither(ingest, content, pieces[at], at % 2 == 0));
+        }
+      });
+    }
+    for (std::thread& thread : running) thread.join();
+  }
+  static uint64_t MissingBytes(Ingest& ingest) {
+    uint64_t bytes = 0;
+    for (const io::Extent& range : ingest.Missing()) {
+      bytes += range.end - range.begin;
+    }
+    return bytes;
+  }
+  void ExpectCommit(std::unique_ptr<Ingest> ingest, std::string_view content) {
+    EXPECT_EQ(ingest->stored_bytes(), content.size());
+    EXPECT_TRUE(ingest->Missing().empty());
+    auto record = ingest->Commit({});
+    ASSERT_TRUE(record.ok()) << record.status().ToString();
+    EXPECT_EQ(record->sha512, Sha512(content));
+    EXPECT_TRUE(ReadAll(File()) == content);
+    const auto read = ReadRecord(scratch_.disk->root(), kKey, true);
+    ASSERT_TRUE(read.ok());
+    EXPECT_EQ(read->chunks, WithReference(content, false).reference->chunks);
+  }
+  void Remove() { BIM_ASSERT_OK(RemoveImage(*scratch_.disk, kKey, false)); }
+
+  std::string File() { return scratch_.Path(DataFile(kKey)); }
+  std::string Temp() { return scratch_.Path(TempFile(kKey)); }
+
+  ScratchDisk scratch_;
+};
+
+TEST_F(WriteAtTest, AnyOrderOneThread) {
+  for (uint32_t seed = 0; seed < 12; ++seed) {
+    // The last chunk is whole in one of them.
+    const std::string content =
+        Content(seed == 0 ? 2 * kMiB : 3 * kMiB + 512 * (1 + seed * 37), seed,
+                seed % 2 == 0 ? kMiB : 20 * kKiB);
+    auto ingest = Start(content.size());
+    GiveAll(*ingest, content,
+            Pieces(content.size(), seed, seed % 3 == 0 ? 8 * kKiB : kMiB), 1);
+    ExpectCommit(std::move(ingest), content);
+    Remove();
+    if (HasFailure()) return;
+  }
+}
+
+TEST_F(WriteAtTest, FourThreads) {
+  for (uint32_t seed = 20; seed < 32; ++seed) {
+    const std::string content =
+        Content(6 * kMiB + 512 * seed, seed, seed % 2 == 0 ? kMiB : 20 * kKiB);
+    IngestOptions options;
+    if (seed % 4 == 1) options = WithReference(content, false);
+    if (seed % 4 == 3) options = WithReference(content, true);
+    options.expect_sha512 = Sha512(content);
+    auto ingest = Start(content.size(), options);
+    GiveAll(*ingest, content,
+            Pieces(content.size(), seed, seed % 3 == 0 ? 8 * kKiB : kMiB), 4);
+    ExpectCommit(std::move(ingest), content);
+    Remove();
+    if (HasFailure()) return;
+  }
+}
+
+// Several threads bring the very same bytes at the same time: a chunk is taken
+// once.
+TEST_F(WriteAtTest, AllBringTheSame) {
+  const std::string content = Content(2 * kMiB + 512, 40, 64 * kKiB);
+  for (int round = 0; round < 8; ++round) {
+    auto ingest = Start(content.size());
+    std::vector<std::thread> threads;
+    for (int i = 0; i < 4; ++i) {
+      threads.emplace_back([&] {
+        for (uint64_t at = 0; at < content.size(); at += 96 * kKiB) {
+          BIM_EXPECT_OK(
+              Give(*ingest, content, at,
+                   std::min<uint64_t>(content.size(), at + 96 * kKiB)));
+        }
+      });
+    }
+    for (std::thread& thread : threads) thread.join();
+    ExpectCommit(std::move(ingest), content);
+    Remove();
+    if (HasFailure()) return;
+  }
+}
+
+TEST_F(WriteAtTest, WhatWasNeverGivenIsToldAndNotPublished) {
+  const std::string content = Content(kMiB + 512, 41, 20 * kKiB);
+  for (const uint64_t gap :
+       {uint64_t{0}, uint64_t{4096}, kChunk - 512, kChunk, kMiB}) {
+    auto ingest = Start(content.size());
+    EXPECT_EQ(ingest->stored_bytes(), 0u);
+    BIM_ASSERT_OK(Give(*ingest, content, 0, gap));
+    BIM_ASSERT_OK(Give(*ingest, content, gap + 512, content.size()));
+    BIM_ASSERT_OK(Give(*ingest, content, gap + 512, content.size()));
+    EXPECT_EQ(ingest->stored_bytes(), content.size() - 512);
+    const auto missing = ingest->Missing();
+    ASSERT_EQ(missing.size(), 1u);
+    EXPECT_EQ(missing[0].begin, gap);
+    EXPECT_EQ(missing[0].end, gap + 512);
+    EXPECT_FALSE(ingest->HasChunk(static_cast<uint32_t>(gap / kChunk)));
+    auto refused = ingest->Commit({});
+    ASSERT_FALSE(refused.ok());
+    EXPECT_EQ(refused.status().code(), Code::kUnavailable);
+    EXPECT_THAT(
+        refused.status().message(),
+        HasSubstr("only " + std::to_string(content.size() - 512) + " of " +
+                  std::to_string(content.size()) + " bytes came"));
+    EXPECT_FALSE(Exists(File()));
+    // And with it, it can.
+    BIM_ASSERT_OK(Give(*ingest, content, gap, gap + 512));
+    ExpectCommit(std::move(ingest), content);
+    Remove();
+  }
+}
+
+TEST_F(WriteAtTest, NothingGiven) {
+  auto ingest = Start(kMiB);
+  EXPECT_EQ(ingest->Commit({}).status().code(), Code::kUnavailable);
+  BIM_ASSERT_OK(ingest->WriteAt(0, {}, {}));
+  BIM_ASSERT_OK(ingest->HoleAt(512, 512, {}));
+  EXPECT_EQ(MissingBytes(*ingest), kMiB);
+  EXPECT_EQ(ingest->Commit({}).status().code(), Code::kUnavailable);
+}
+
+TEST_F(WriteAtTest, WhereNothingMayBeGiven) {
+  const std::string content = test::RandomBytes(kMiB + 512, 42);
+  auto ingest = Start(content.size());
+  const auto at = [&](uint64_t offset, size_t count) {
+    return ingest
+        ->WriteAt(offset, AsBytes(std::string_view(content).substr(0, count)),
+                  {})
+        .code();
+  };
+  EXPECT_EQ(at(kMiB, 1024), Code::kOutOfRange);
+  EXPECT_EQ(at(kMiB + 512, 512), Code::kOutOfRange);
+  EXPECT_EQ(at(UINT64_MAX - 511, 1024), Code::kOutOfRange);
+  EXPECT_EQ(at(100, 512), Code::kInvalidArgument);
+  EXPECT_EQ(at(0, 100), Code::kInvalidArgument);
+  EXPECT_EQ(ingest->HoleAt(kMiB, kMiB + 1024, {}).code(), Code::kOutOfRange);
+  EXPECT_EQ(ingest->HoleAt(1024, 512, {}).code(), Code::kOutOfRange);
+  EXPECT_EQ(ingest->HoleAt(1, 512, {}).code(), Code::kInvalidArgument);
+  EXPECT_EQ(ingest->stored_bytes(), 0u);
+  EXPECT_EQ(MissingBytes(*ingest), content.size());
+  std::stop_source stop;
+  stop.request_stop();
+  EXPECT_EQ(ingest->WriteAt(0, AsBytes(content), stop.get_token()).code(),
+            Code::kCancelled);
+  EXPECT_EQ(ingest->HoleAt(0, 512, stop.get_token()).code(), Code::kCancelled);
+  EXPECT_EQ(ingest->Adopt(stop.get_token()).code(), Code::kCancelled);
+  BIM_ASSERT_OK(Give(*ingest, content, 0, content.size()));
+  ExpectCommit(std::move(ingest), content);
+}
+
+TEST_F(WriteAtTest, ACompleteChunkOnlyIsCompared) {
+  std::string content = Content(2 * kChunk, 43, 4096);
+  std::fill_n(content.begin() + kChunk / 2, kChunk / 2, '\0');
+  auto ingest = Start(content.size());
+  BIM_ASSERT_OK(Give(*ingest, content, 0, kChunk));
+  // The same again is fine, in other pieces, and across its end.
+  BIM_ASSERT_OK(Give(*ingest, content, 512, kChunk + 1024));
+  BIM_ASSERT_OK(ingest->HoleAt(kChunk / 2, kChunk, {}));
+  BIM_ASSERT_OK(ingest->HoleAt(kChunk / 2 + 512, kChunk - 512, {}));
+  EXPECT_EQ(ingest->stored_bytes(), kChunk + 1024);
+  std::string other = content;
+  other[777] ^= 1;
+  const Status differs = Give(*ingest, other, 512, 1024);
+  EXPECT_EQ(differs.code(), Code::kDataLoss);
+  EXPECT_THAT(differs.message(), HasSubstr("512"));
+  EXPECT_EQ(ingest->HoleAt(0, 512, {}).code(), Code::kDataLoss);
+  EXPECT_EQ(ingest->HoleAt(kChunk / 2 - 512, kChunk, {}).code(),
+            Code::kDataLoss);
+  other[kChunk - 1] = 'x';
+  EXPECT_EQ(Give(*ingest, other, kChunk - 512, kChunk).code(), Code::kDataLoss);
+  EXPECT_EQ(ingest->stored_bytes(), kChunk + 1024);
+  BIM_ASSERT_OK(Give(*ingest, content, kChunk, content.size()));
+  ExpectCommit(std::move(ingest), content);
+}
+
+TEST_F(WriteAtTest, WhatCameLastCountsWhileAChunkIsIncomplete) {
+  const std::string content = Content(2 * kChunk, 44, 16 * kKiB);
+  const std::string other = test::RandomBytes(content.size(), 45);
+  // Data over data, zeros (as data and as a hole) over data, data over a hole.
+  for (int way = 0; way < 4; ++way) {
+    std::string expected = content;
+    auto ingest = Start(content.size());
+    BIM_ASSERT_OK(Give(*ingest, way == 3 ? content : other, 512, kChunk));
+    if (way == 0) BIM_ASSERT_OK(Give(*ingest, content, 512, kChunk));
+    if (way == 1 || way == 2) {
+      std::fill_n(expected.begin() + 512, kChunk - 512, '\0');
+      if (way == 1) BIM_ASSERT_OK(ingest->HoleAt(512, kChunk, {}));
+      if (way == 2) BIM_ASSERT_OK(Give(*ingest, expected, 512, kChunk));
+    }
+    if (way == 3) {
+      BIM_ASSERT_OK(ingest->HoleAt(512, kChunk, {}));
+      BIM_ASSERT_OK(Give(*ingest, content, 512, kChunk));
+    }
+    EXPECT_EQ(ingest->stored_bytes(), kChunk - 512);
+    BIM_ASSERT_OK(Give(*ingest, content, 0, 512));
+    BIM_ASSERT_OK(Give(*ingest, content, kChunk, content.size()));
+    ExpectCommit(std::move(ingest), expected);
+    Remove();
+    if (HasFailure()) return;
+  }
+}
+
+// Random bytes of random places, what was given last wins: as in memory.
+TEST_F(WriteAtTest, AnythingOverAnything) {
+  for (uint32_t seed = 50; seed < 60; ++seed) {
+    std::mt19937 random(seed);
+    std::string expected(kChunk + 8 * 512, '\0');
+    auto ingest = Start(expected.size());
+    for (int step = 0; step < 60; ++step) {
+      // The first block of each chunk is kept back.
+      const uint64_t blocks = expected.size() / 512;
+      uint64_t begin = random() % blocks;
+      uint64_t end = begin + 1 + random() % std::min<uint64_t>(40, blocks);
+      end = std::min(end, blocks);
+      if (begin == 0) begin = 1;
+      const uint64_t second = kChunk / 512;
+      if (begin <= second && end > second) {
+        if (begin == second)
+          ++begin;
+        else
+          end = second;
+      }
+      if (begin >= end) continue;
+      const uint64_t length = (end - begin) * 512;
+      const int kind = static_cast<int>(random() % 3);
+      std::string bytes(length, '\0');
+      if (kind > 0) bytes = Content(length, random(), 8192);
+      expected.replace(begin * 512, length, bytes);
+      if (kind == 0) {
+        BIM_ASSERT_OK(ingest->HoleAt(begin * 512, end * 512, {}));
+      } else {
+        BIM_ASSERT_OK(Give(*ingest, expected, begin * 512, end * 512));
+      }
+    }
+    for (const io::Extent& gap : ingest->Missing()) {
+      BIM_ASSERT_OK(Give(*ingest, expected, gap.begin, gap.end));
+    }
+    ExpectCommit(std::move(ingest), expected);
+    Remove();
+    if (HasFailure()) return;
+  }
+}
+
+TEST_F(WriteAtTest, ZerosUseNoSpace) {
+  std::string content(4 * kMiB, '\0');
+  content[0] = 'x';
+  content[3 * kMiB] = 'y';
+  auto ingest = Start(content.size());
+  for (uint64_t at = content.size(); at > 0; at -= 64 * kKiB) {
+    BIM_ASSERT_OK(Give(*ingest, content, at - 64 * kKiB, at));
+  }
+  ExpectCommit(std::move(ingest), content);
+  EXPECT_LE(test::AllocatedBytes(File()), 16 * kKiB);
+  Remove();
+  // Zeros over data give the space back.
+  auto again = Start(content.size());
+  const std::string other = test::RandomBytes(kChunk - 512, 46);
+  BIM_ASSERT_OK(again->WriteAt(512, AsBytes(other), {}));
+  EXPECT_GE(test::AllocatedBytes(Temp()), kChunk - 4096);
+  BIM_ASSERT_OK(Give(*again, content, 512, content.size()));
+  BIM_ASSERT_OK(Give(*again, content, 0, 512));
+  ExpectCommit(std::move(again), content);
+  EXPECT_LE(test::AllocatedBytes(File()), 16 * kKiB);
+}
+
+TEST_F(WriteAtTest, HugeHolesCostNothing) {
+  constexpr uint64_t kSize = 64 * kGiB;
+  IngestOptions options;
+  auto ingest = Start(kSize, options);
+  const uint64_t chunk = ingest->chunk_size();
+  const std::string data = test::RandomBytes(4096, 47);
+  const auto before = std::chrono::steady_clock::now();
+  BIM_ASSERT_OK(ingest->HoleAt(4096, kSize - 512, {}));
+  EXPECT_EQ(ingest->stored_bytes(), kSize - 4096 - 512);
+  EXPECT_FALSE(ingest->HasChunk(0));
+  EXPECT_TRUE(ingest->HasChunk(1));
+  EXPECT_FALSE(
+      ingest->HasChunk(static_cast<uint32_t>(ChunkCount(kSize, chunk) - 1)));
+  BIM_ASSERT_OK(ingest->HoleAt(4096, kSize - 512, {}));  // again
+  BIM_ASSERT_OK(ingest->WriteAt(0, AsBytes(data), {}));
+  const auto took = std::chrono::steady_clock::now() - before;
+  EXPECT_LT(took, std::chrono::seconds(5));
+  EXPECT_EQ(ingest->WriteAt(kGiB, AsBytes(data), {}).code(), Code::kDataLoss);
+  EXPECT_EQ(MissingBytes(*ingest), 512u);
+  BIM_ASSERT_OK(ingest->Discard());
+}
+
+TEST_F(WriteAtTest, HolesAlone) {
+  const std::string content(kMiB + 512, '\0');
+  auto ingest = Start(content.size());
+  BIM_ASSERT_OK(ingest->HoleAt(kMiB, content.size(), {}));
+  BIM_ASSERT_OK(ingest->HoleAt(512, kMiB, {}));
+  BIM_ASSERT_OK(ingest->HoleAt(0, 1024, {}));
+  ExpectCommit(std::move(ingest), content);
+  EXPECT_EQ(test::AllocatedBytes(File()), 0u);
+}
+
+TEST_F(WriteAtTest, TooManyPieces) {
+  constexpr uint64_t kPieces = 262'144;
+  auto ingest = Start(kPieces * 1024 + 4096);
+  for (uint64_t i = 0; i < kPieces; ++i) {
+    ASSERT_TRUE(ingest->HoleAt(i * 1024 + 512, (i + 1) * 1024, {}).ok());
+  }
+  EXPECT_EQ(
+      ingest->HoleAt(kPieces * 1024 + 512, kPieces * 1024 + 1024, {}).code(),
+      Code::kResourceExhausted);
+  EXPECT_EQ(ingest->stored_bytes(), kPieces * 512);
+  // What joins pieces is welcome.
+  BIM_ASSERT_OK(ingest->HoleAt(0, 512, {}));
+  BIM_ASSERT_OK(ingest->HoleAt(1024, 1536, {}));
+  BIM_ASSERT_OK(
+      ingest->HoleAt(kPieces * 1024 + 512, kPieces * 1024 + 1024, {}));
+  BIM_ASSERT_OK(ingest->Discard());
+}
+
+TEST_F(WriteAtTest, DiffersFromTheReference) {
+  const std::string content = Content(4 * kChunk, 60, 16 * kKiB);
+  for (const bool trust : {true, false}) {
+    auto ingest = Start(content.size(), WithReference(content, trust));
+    std::string other = content;
+    other[kChunk + 5] ^= 1;
+    BIM_ASSERT_OK(Give(*ingest, other, 0, 2 * kChunk - 512));
+    const Status differs = Give(*ingest, other, 2 * kChunk - 512, 2 * kChunk);
+    EXPECT_EQ(differs.code(), Code::kDataLoss);
+    EXPECT_THAT(differs.message(), HasSubstr("chunk 1"));
+    EXPECT_EQ(ingest->stored_bytes(), kChunk);
+    EXPECT_EQ(ingest->HoleAt(2 * kChunk, 3 * kChunk, {}).code(),
+              Code::kDataLoss);
+    const auto missing = ingest->Missing();
+    ASSERT_EQ(missing.size(), 1u);
+    EXPECT_EQ(missing[0].begin, kChunk);
+    EXPECT_EQ(ingest->Commit({}).status().code(), Code::kUnavailable);
+    // Zeros are not taken for what lies there.
+    for (uint64_t at = kChunk; at < content.size(); at += 8192) {
+      BIM_ASSERT_OK(Give(*ingest, content, at, at + 8192));
+    }
+    ExpectCommit(std::move(ingest), content);
+    Remove();
+  }
+}
+
+TEST_F(WriteAtTest, WrongChecksumPublishesNothing) {
+  const std::string content = Content(kMiB, 61, 16 * kKiB);
+  IngestOptions options;
+  options.expect_sha512 = Sha512("other");
+  auto ingest = Start(content.size(), options);
+  GiveAll(*ingest, content, Pieces(content.size(), 61, 64 * kKiB), 2);
+  EXPECT_EQ(ingest->Commit({}).status().code(), Code::kFailedPrecondition);
+  EXPECT_FALSE(Exists(File()));
+  EXPECT_FALSE(Exists(Temp()));
+}
+
+TEST_F(WriteAtTest, GoesOnInAnotherProcess) {
+  const std::string content = Content(8 * kChunk + 512, 62, 16 * kKiB);
+  auto ingest = Start(content.size());
+  BIM_ASSERT_OK(Give(*ingest, content, 5 * kChunk + 512, 7 * kChunk + 512));
+  BIM_ASSERT_OK(Give(*ingest, content, kChunk, 3 * kChunk));
+  EXPECT_EQ(ingest->stored_bytes(), 4 * kChunk);
+  ingest.reset();
+  scratch_.Restart();
+  auto again = Open();
+  EXPECT_EQ(again->partial_validator(), "v");
+  BIM_ASSERT_OK(again->Restore({}));
+  // Whole chunks are kept.
+  EXPECT_EQ(again->stored_bytes(), 3 * kChunk);
+  EXPECT_EQ(MissingBytes(*again), 5 * kChunk + 512);
+  std::string other = content;
+  other[2 * kChunk] ^= 1;
+  EXPECT_EQ(Give(*again, other, 2 * kChunk, 2 * kChunk + 512).code(),
+            Code::kDataLoss);
+  // What was incomplete is not there any more: other bytes may come.
+  GiveAll(*again, content, Pieces(content.size(), 62, 96 * kKiB), 4);
+  ExpectCommit(std::move(again), content);
+}
+
+TEST_F(WriteAtTest, HolesGoOnInAnotherProcess) {
+  const std::string content(8 * kChunk, '\0');
+  auto ingest = Start(content.size());
+  BIM_ASSERT_OK(ingest->HoleAt(kChunk + 512, 5 * kChunk + 512, {}));
+  ingest.reset();
+  auto again = Open();
+  BIM_ASSERT_OK(again->Restore({}));
+  EXPECT_EQ(again->stored_bytes(), 3 * kChunk);
+  BIM_ASSERT_OK(again->HoleAt(0, content.size(), {}));
+  ExpectCommit(std::move(again), content);
+}
+
+TEST_F(WriteAtTest, BeginForgetsWhatWasGiven) {
+  const std::string content = Content(3 * kChunk, 63, 16 * kKiB);
+  auto ingest = Start(8 * kChunk);
+  BIM_ASSERT_OK(ingest->HoleAt(0, 2 * kChunk + 512, {}));
+  BIM_ASSERT_OK(ingest->Begin(content.size(), "w"));
+  EXPECT_EQ(ingest->stored_bytes(), 0u);
+  EXPECT_EQ(MissingBytes(*ingest), content.size());
+  BIM_ASSERT_OK(ingest->Append(AsBytes(content), {}));
+  BIM_ASSERT_OK(ingest->Settle());
+  ExpectCommit(std::move(ingest), content);
+}
+
+TEST_F(WriteAtTest, MixedUseAborts) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
+  auto ingest = Start(kMiB);
+  BIM_ASSERT_OK(ingest->HoleAt(0, 512, {}));
+  EXPECT_DEATH((void)ingest->Write(512, kMiB), "loose_");
+}
+
+// --- what another process wrote
+
+class AdoptTest : public WriteAtTest {
+ protected:
+  void WriteBehind(uint64_t offset, std::string_view bytes) {
+    const int fd = ::open(Temp().c_str(), O_WRONLY);
+    ASSERT_GE(fd, 0);
+    EXPECT_EQ(
+        ::pwrite(fd, bytes.data(), bytes.size(), static_cast<off_t>(offset)),
+        static_cast<ssize_t>(bytes.size()));
+    ::close(fd);
+  }
+};
+
+TEST_F(AdoptTest, AllOfIt) {
+  std::string content = Content(6 * kChunk + 512, 70, 16 * kKiB);
+  std::fill_n(content.begin() + 2 * kChunk, 2 * kChunk, '\0');
+  IngestOptions options;
+  options.expect_sha512 = Sha512(content);
+  auto ingest = Start(content.size(), options);
+  WriteBehind(0, std::string_view(content).substr(0, 2 * kChunk));
+  WriteBehind(4 * kChunk, std::string_view(content).substr(4 * kChunk));
+  BIM_ASSERT_OK(ingest->Adopt({}));
+  ExpectCommit(std::move(ingest), content);
+}
+
+TEST_F(AdoptTest, WhatWasGivenBeforeIsReadAsWell) {
+  const std::string content = Content(4 * kChunk, 71, 16 * kKiB);
+  auto ingest = Start(content.size());
+  BIM_ASSERT_OK(Give(*ingest, content, 0, kChunk + 512));
+  WriteBehind(kChunk, std::string_view(content).substr(kChunk));
+  BIM_ASSERT_OK(ingest->Adopt({}));
+  BIM_ASSERT_OK(Give(*ingest, content, 0, content.size()));
+  ExpectCommit(std::move(ingest), content);
+  Remove();
+  auto other = Start(content.size());
+  BIM_ASSERT_OK(Give(*other, content, 0, kChunk));
+  WriteBehind(0, "x");
+  EXPECT_EQ(other->Adopt({}).code(), Code::kDataLoss);
+}
+
+TEST_F(AdoptTest, ComparesWithTheReference) {
+  const std::string content = Content(4 * kChunk, 72, 16 * kKiB);
+  auto ingest = Start(content.size(), WithReference(content, true));
+  std::string other = content;
+  other[3 * kChunk] ^= 1;
+  WriteBehind(0, other);
+  EXPECT_EQ(ingest->Adopt({}).code(), Code::kDataLoss);
+  EXPECT_EQ(MissingBytes(*ingest), kChunk);
+  EXPECT_FALSE(ingest->Commit({}).ok());
+  WriteBehind(0, content);
+  BIM_ASSERT_OK(ingest->Adopt({}));
+  ExpectCommit(std::move(ingest), content);
+}
+
+TEST_F(AdoptTest, AFileThatIsNotOurs) {
+  auto ingest = Start(kMiB);
+  ASSERT_EQ(::truncate(Temp().c_str(), kMiB - 512), 0);
+  const Status size = ingest->Adopt({});
+  EXPECT_EQ(size.code(), Code::kFailedPrecondition);
+  EXPECT_THAT(size.message(), HasSubstr("expected 1048576 bytes"));
+  const std::string other = Temp() + ".other";
+  test::WriteAll(other, std::string(kMiB, 'x'));
+  ASSERT_EQ(::rename(other.c_str(), Temp().c_str()), 0);
+  const Status replaced = ingest->Adopt({});
+  EXPECT_EQ(replaced.code(), Code::kFailedPrecondition);
+  EXPECT_THAT(replaced.message(), HasSubstr("replaced"));
+  EXPECT_EQ(ingest->Commit({}).status().code(), Code::kUnavailable);
+}
+
+}  // namespace
+}  // namespace bim::store
