@@ -84,7 +84,7 @@ def bad_paths(disk, elsewhere, other):
         "encoded dots": f"{images_}/%2e%2e/precious",
         "encoded slash": f"{images_}/b-{UUID}%2Fbacking",
         "long": f"{images_}/{'b' * 5000}-{UUID}/backing",
-        "a long name": f"{images_}/{'b' * 65}-{UUID}/backing",
+        "a long name": f"{images_}/{'b' * 130}-{UUID}/backing",
         "deep": "/data/backing-images" + "/b" * 1000,
         "a hidden name": f"{images_}/.b-{UUID}/backing",
         "no name": f"{images_}/-{UUID}/backing",

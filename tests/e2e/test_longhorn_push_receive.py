@@ -63,6 +63,20 @@ def fails(client, manager, disk, deadline=60):
     return image.status.error_msg
 
 
+def settled_rightly(client, manager, disk, image):
+    """It is ready with the right bytes, or failed with a reason."""
+    def settled():
+        seen = client.get(NAME, UUID)
+        return seen.status.state in ("ready", "failed") and seen
+    seen = wait_until(settled, "an outcome", 60)
+    if seen.status.state == "ready":
+        right(disk, image)
+    else:
+        assert seen.status.error_msg.strip()
+        assert not disk.ready_file(NAME, UUID).exists()
+    no_ports(manager)
+
+
 def test_a_good_sender(manager, client, disk, foreign_manager, image):
     sender = foreign_manager()
     sender.has(NAME, UUID, image.path)
@@ -155,15 +169,7 @@ def test_a_contradictory_push_is_never_taken_wrongly(
     push = sender.wait_push().wait()
     if "beyond" in options:
         assert push.error is not None  # refused
-    seen = wait_until(
-        lambda: (i := client.get(NAME, UUID)).status.state in ("ready", "failed")
-        and i, "an outcome", 60)
-    if seen.status.state == "ready":
-        right(disk, image)
-    else:
-        assert seen.status.error_msg.strip()
-        assert not disk.ready_file(NAME, UUID).exists()
-    no_ports(manager)
+    settled_rightly(client, manager, disk, image)
 
 
 def test_other_bytes_with_a_checksum(manager, client, disk, foreign_manager, image):
@@ -188,7 +194,7 @@ def test_e_beyond_size_counts_up_to_64_kib(manager, client, disk, foreign_manage
 
 
 def test_raw_requests_of_intervals(manager, client, disk, foreign_manager, image):
-    """What no sender sends; each is refused, and the push goes on."""
+    """What no sender sends is refused, and nothing of it is taken."""
     sender = foreign_manager()
     sender.has(NAME, UUID, image.path, pause_after=1)
     sync(client, sender, image)
@@ -207,8 +213,7 @@ def test_raw_requests_of_intervals(manager, client, disk, foreign_manager, image
                            ("POST", "/v1-ssync/other")]:
         assert request(push.to, method, target).status == 404
     push.release()
-    client.wait(NAME, UUID, "ready")
-    right(disk, image)
+    settled_rightly(client, manager, disk, image)
 
 
 def test_a_sender_that_refuses(manager, client, disk, foreign_manager, image):

@@ -103,8 +103,8 @@ class ForeignDataSource:
     `changes` replace what GET /v1/file tells; None takes a key away.
     """
 
-    def __init__(self, disk, name, uuid, data, cfg=True, source_type="download",
-                 **changes):
+    def __init__(self, disk, name, uuid, data, /, cfg=True,
+                 source_type="download", **changes):
         self.disk, self.name, self.uuid = disk, name, uuid
         self.path = Path(disk.path) / "tmp" / f"{name}-{uuid}"
         self.path.parent.mkdir(exist_ok=True)

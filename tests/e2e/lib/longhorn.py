@@ -23,7 +23,11 @@ class Longhorn:
 
     def __init__(self, target, disk=None):
         self.channel = grpc.insecure_channel(
-            target, options=[("grpc.enable_http_proxy", 0)])
+            target, options=[("grpc.enable_http_proxy", 0),
+                             # No connection from before a restart.
+                             ("grpc.use_local_subchannel_pool", 1),
+                             ("grpc.initial_reconnect_backoff_ms", 50),
+                             ("grpc.max_reconnect_backoff_ms", 200)])
         self.stub = rpc_grpc.BackingImageManagerServiceStub(self.channel)
         self.metadata = [("bim-disk", disk)] if disk else None
 

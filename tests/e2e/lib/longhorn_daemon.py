@@ -98,7 +98,10 @@ def request(address, method, target, body=None, headers=None, deadline=30.0):
             connection.putheader("Content-Length", str(len(body or b"")))
         for name, value in (headers or {}).items():
             connection.putheader(name, value)
-        connection.endheaders(body)
+        # An answer may come, and the connection be closed, before the body is
+        # sent; it must reach us all the same.
+        with suppress(BrokenPipeError, ConnectionResetError):
+            connection.endheaders(body)
         response = connection.getresponse()
         return Reply(response.status,
                      {k.lower(): v for k, v in response.getheaders()},
