@@ -271,9 +271,12 @@ def test_what_is_not_supported_yet_says_so(start_daemon, disks, longhorn):
     with refused(CODE.FAILED_PRECONDITION, "failed"):
         client.prepare_download("missing", "u")
     client.fetch("a", "u")
-    for call in (lambda: client.prepare_download("a", "u"),
-                 lambda: client.send("a", "u", "127.0.0.1:1"),
-                 lambda: client.fetch("b", "u", address="127.0.0.1:1")):
+    with refused(CODE.UNIMPLEMENTED, "longhorn.sync_listen"):
+        client.prepare_download("a", "u")
+    for call in (lambda: client.call("BackupCreate", rpc.BackupCreateRequest(
+                     name="a", uuid="u")),
+                 lambda: client.call("BackupStatus", rpc.BackupStatusRequest(
+                     name="a"))):
         with refused(CODE.UNIMPLEMENTED, "not supported yet"):
             call()
     assert set(client.list()) == {"a", "missing"}

@@ -36,7 +36,8 @@ def client(manager, longhorn):
 def start_sender(start_manager, disks, longhorn):
     """A daemon of ours that has the image."""
     disk = disks.directory("one")
-    leave_image(disk.path, NAME, UUID, DATA, SUM)
+    # Read by the daemon, which then can tell its chunks.
+    (leave_image(disk.path, NAME, UUID, DATA, SUM).parent / "backing.cfg").unlink()
     sender = start_manager(disk)
     sends = longhorn(sender)
     sends.fetch(NAME, UUID, size=SIZE)
