@@ -8,6 +8,7 @@
 #include <atomic>
 #include <cstring>
 #include <random>
+#include <stop_token>
 #include <thread>
 
 #include "pkg/store/ingest.h"
@@ -537,6 +538,208 @@ TEST_F(WriteAtTest, MixedUseAborts) {
   auto ingest = Start(kMiB);
   BIM_ASSERT_OK(ingest->HoleAt(0, 512, {}));
   EXPECT_DEATH((void)ingest->Write(512, kMiB), "loose_");
+}
+
+// --- the digests of what is there
+
+class DigestAtTest : public WriteAtTest {
+ protected:
+  static void ExpectDigest(Ingest& ingest, std::string_view content,
+                           uint64_t begin, uint64_t end) {
+    const auto digest = ingest.DigestAt(begin, end, {});
+    ASSERT_TRUE(digest.ok()) << digest.status().ToString();
+    ASSERT_TRUE(digest->has_value()) << begin << " to " << end;
+    EXPECT_EQ(**digest, Sha512(content.substr(begin, end - begin)))
+        << begin << " to " << end;
+  }
+  static void ExpectNone(Ingest& ingest, uint64_t begin, uint64_t end) {
+    const auto digest = ingest.DigestAt(begin, end, {});
+    ASSERT_TRUE(digest.ok()) << digest.status().ToString();
+    EXPECT_FALSE(digest->has_value()) << begin << " to " << end;
+  }
+};
+
+TEST_F(DigestAtTest, CompleteChunks) {
+  // More than is read at once; the last chunk is short.
+  const std::string content = Content(12 * kChunk + 1536, 80, 16 * kKiB);
+  const uint64_t size = content.size();
+  auto ingest = Start(size);
+  GiveAll(*ingest, content, Pieces(size, 80, 96 * kKiB), 2);
+  ExpectDigest(*ingest, content, 0, size);
+  for (uint64_t at = 0; at < size; at += kChunk) {
+    ExpectDigest(*ingest, content, at, std::min(size, at + kChunk));
+  }
+  // Anywhere, also where no chunk begins.
+  std::mt19937 random(80);
+  for (int i = 0; i < 50; ++i) {
+    const uint64_t begin = random() % size;
+    ExpectDigest(*ingest, content, begin,
+                 begin + 1 + random() % (size - begin));
+  }
+  ExpectDigest(*ingest, content, 0, 1);
+  ExpectDigest(*ingest, content, size - 1, size);
+  ExpectDigest(*ingest, content, kChunk - 1, kChunk + 1);
+  // It has changed nothing.
+  ExpectCommit(std::move(ingest), content);
+}
+
+TEST_F(DigestAtTest, IncompleteChunks) {
+  const std::string content = Content(6 * kChunk, 81, 16 * kKiB);
+  auto ingest = Start(content.size());
+  ExpectNone(*ingest, 0, 512);
+  ExpectNone(*ingest, 0, content.size());
+  // Chunks 1 and 3 are complete, 2 but for its last sector; 5 has its begin.
+  BIM_ASSERT_OK(Give(*ingest, content, kChunk, 3 * kChunk - 512));
+  BIM_ASSERT_OK(Give(*ingest, content, 3 * kChunk, 4 * kChunk));
+  BIM_ASSERT_OK(Give(*ingest, content, 5 * kChunk, 5 * kChunk + 4096));
+  ExpectDigest(*ingest, content, kChunk, 2 * kChunk);
+  ExpectDigest(*ingest, content, 3 * kChunk, 4 * kChunk);
+  const std::pair<uint64_t, uint64_t> none[] = {
+      {0, kChunk},
+      {kChunk - 1, kChunk + 1},
+      {kChunk, 2 * kChunk + 1},
+      {2 * kChunk, 2 * kChunk + 512},  // given, but not proven
+      {2 * kChunk, 3 * kChunk},
+      {3 * kChunk - 1, 3 * kChunk + 1},
+      {3 * kChunk, 4 * kChunk + 1},
+      {kChunk, 4 * kChunk},
+      {5 * kChunk, 5 * kChunk + 4096},
+      {0, content.size()}};
+  for (const auto& [begin, end] : none) ExpectNone(*ingest, begin, end);
+  // The last sector completes it.
+  BIM_ASSERT_OK(Give(*ingest, content, 3 * kChunk - 512, 3 * kChunk));
+  ExpectDigest(*ingest, content, kChunk, 4 * kChunk);
+  ExpectNone(*ingest, kChunk - 1, 4 * kChunk);
+  ExpectNone(*ingest, kChunk, 4 * kChunk + 1);
+}
+
+TEST_F(DigestAtTest, BeyondTheEndAndNothing) {
+  const std::string content = Content(2 * kChunk + 512, 82, 16 * kKiB);
+  const uint64_t size = content.size();
+  auto ingest = Start(size);
+  BIM_ASSERT_OK(Give(*ingest, content, 0, size));
+  ExpectDigest(*ingest, content, 2 * kChunk, size);
+  const std::pair<uint64_t, uint64_t> none[] = {{0, size + 1},
+                                                {2 * kChunk, size + 512},
+                                                {2 * kChunk, 3 * kChunk},
+                                                {size, size + 1},
+                                                {size - 1, UINT64_MAX},
+                                                {UINT64_MAX - 512, UINT64_MAX},
+                                                {0, 0},
+                                                {512, 512},
+                                                {size, size},
+                                                {1024, 512},
+                                                {UINT64_MAX, 0}};
+  for (const auto& [begin, end] : none) ExpectNone(*ingest, begin, end);
+}
+
+TEST_F(DigestAtTest, Holes) {
+  const std::string content(3 * kChunk, '\0');
+  auto ingest = Start(content.size());
+  BIM_ASSERT_OK(ingest->HoleAt(0, 2 * kChunk + 512, {}));
+  ExpectDigest(*ingest, content, 0, 2 * kChunk);
+  ExpectNone(*ingest, 2 * kChunk, 2 * kChunk + 512);
+}
+
+// Of what lies there, not of what once came.
+TEST_F(DigestAtTest, ReadsTheFile) {
+  std::string content = Content(2 * kChunk, 83, 16 * kKiB);
+  auto ingest = Start(content.size());
+  BIM_ASSERT_OK(Give(*ingest, content, 0, content.size()));
+  ExpectDigest(*ingest, content, 0, content.size());
+  test::FlipByte(Temp(), kChunk + 7);
+  content[kChunk + 7] ^= 0x40;
+  ExpectDigest(*ingest, content, 0, kChunk);
+  ExpectDigest(*ingest, content, 0, content.size());
+  // One that became shorter has nothing there.
+  ASSERT_EQ(::truncate(Temp().c_str(), kChunk + 512), 0);
+  ExpectDigest(*ingest, content, 0, kChunk + 512);
+  ExpectNone(*ingest, 0, kChunk + 513);
+}
+
+TEST_F(DigestAtTest, BeforeAndBehindTheContent) {
+  const std::string content = Content(2 * kChunk, 84, 16 * kKiB);
+  auto ingest = Open();
+  ExpectNone(*ingest, 0, 512);
+  // The size is not known.
+  BIM_ASSERT_OK(ingest->Begin(std::nullopt, ""));
+  BIM_ASSERT_OK(ingest->Append(AsBytes(content), {}));
+  BIM_ASSERT_OK(ingest->Settle());
+  ExpectNone(*ingest, 0, 512);
+  // Other content: what was complete is not any more.
+  BIM_ASSERT_OK(ingest->Begin(content.size(), "v"));
+  ExpectNone(*ingest, 0, 512);
+  BIM_ASSERT_OK(Give(*ingest, content, 0, content.size()));
+  ExpectDigest(*ingest, content, 0, content.size());
+  BIM_ASSERT_OK(ingest->Discard());
+  ExpectNone(*ingest, 0, 512);
+}
+
+TEST_F(DigestAtTest, WhatAnotherProcessLeft) {
+  const std::string content = Content(6 * kChunk + 512, 85, 16 * kKiB);
+  auto ingest = Start(content.size());
+  BIM_ASSERT_OK(Give(*ingest, content, kChunk, 3 * kChunk + 512));
+  BIM_ASSERT_OK(Give(*ingest, content, 5 * kChunk, content.size()));
+  ingest.reset();
+  test::FlipByte(Temp(), 5 * kChunk + 7);
+  auto again = Open();
+  ExpectNone(*again, kChunk, 2 * kChunk);  // nobody has looked yet
+  BIM_ASSERT_OK(again->Restore({}));
+  ExpectDigest(*again, content, kChunk, 3 * kChunk);
+  ExpectDigest(*again, content, 6 * kChunk, content.size());
+  ExpectNone(*again, 3 * kChunk, 3 * kChunk + 512);
+  ExpectNone(*again, 5 * kChunk, 5 * kChunk + 512);  // damaged
+}
+
+TEST_F(DigestAtTest, AChunkThatWasRefused) {
+  const std::string content = Content(2 * kChunk, 86, 16 * kKiB);
+  auto ingest = Start(content.size(), WithReference(content, true));
+  std::string other = content;
+  other[5] ^= 1;
+  EXPECT_EQ(Give(*ingest, other, 0, kChunk).code(), Code::kDataLoss);
+  ExpectNone(*ingest, 0, kChunk);
+  BIM_ASSERT_OK(Give(*ingest, content, 0, kChunk));
+  ExpectDigest(*ingest, content, 0, kChunk);
+}
+
+TEST_F(DigestAtTest, Stopped) {
+  const std::string content = Content(2 * kChunk, 87, 16 * kKiB);
+  auto ingest = Start(content.size());
+  BIM_ASSERT_OK(Give(*ingest, content, 0, kChunk));
+  std::stop_source stop;
+  stop.request_stop();
+  EXPECT_EQ(ingest->DigestAt(0, kChunk, stop.get_token()).status().code(),
+            Code::kCancelled);
+  ExpectDigest(*ingest, content, 0, kChunk);
+}
+
+TEST_F(DigestAtTest, WhileOthersWrite) {
+  const std::string content = Content(16 * kChunk, 88, 16 * kKiB);
+  auto ingest = Start(content.size());
+  std::atomic<bool> done{false};
+  std::atomic<int> found{0};
+  std::vector<std::thread> readers;
+  for (uint32_t seed = 0; seed < 2; ++seed) {
+    readers.emplace_back([&, seed] {
+      std::mt19937 random(seed);
+      for (bool last = false; !last;) {
+        last = done;  // then once more
+        const uint64_t begin = random() % 15 * kChunk;
+        const uint64_t end = begin + (1 + random() % 2) * kChunk;
+        const auto digest = ingest->DigestAt(begin, end, {});
+        ASSERT_TRUE(digest.ok());
+        if (!*digest) continue;
+        ++found;
+        EXPECT_EQ(**digest,
+                  Sha512(std::string_view(content).substr(begin, end - begin)));
+      }
+    });
+  }
+  GiveAll(*ingest, content, Pieces(content.size(), 88, 64 * kKiB), 2);
+  done = true;
+  for (std::thread& reader : readers) reader.join();
+  EXPECT_GE(found, 2);
+  ExpectCommit(std::move(ingest), content);
 }
 
 // --- what another process wrote

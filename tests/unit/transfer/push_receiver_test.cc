@@ -127,13 +127,13 @@ class PushReceiverTest : public ::testing::Test {
                                [this] { ++on_bytes_; }, stop_.get_token());
                          });
   }
-  // And a sender opened.
-  std::unique_ptr<Sender> StartOpened() {
+  // And a sender opened: was anything there?
+  std::unique_ptr<Sender> StartOpened(const std::string& there = "false") {
     Start();
     auto sender = std::make_unique<Sender>(port_);
     const Reply reply = sender->Open(content_.size());
     EXPECT_EQ(reply.status, 200);
-    EXPECT_EQ(reply.body, "false");
+    EXPECT_EQ(reply.body, there);
     return sender;
   }
   PullResult Result() {
@@ -155,6 +155,33 @@ class PushReceiverTest : public ::testing::Test {
     for (uint64_t at = 0; at < content_.size(); at += kMiB) {
       Give(sender, at, std::min<uint64_t>(at + kMiB, content_.size()));
     }
+  }
+  // What getChecksum answers for an interval that is there.
+  std::string Checksum(uint64_t begin, uint64_t end) {
+    const uint64_t length = std::min<uint64_t>(end, content_.size()) - begin;
+    return "\"" +
+           Sha512(std::string_view(content_).substr(begin, length)).Base64() +
+           "\"";
+  }
+  void ExpectChecksum(Sender& sender, uint64_t begin, uint64_t end,
+                      const std::string& body) {
+    const Reply reply = sender.Get(Sender::Target("getChecksum", begin, end));
+    EXPECT_EQ(reply.status, 200) << begin << " to " << end;
+    EXPECT_EQ(reply.body, body) << begin << " to " << end;
+    EXPECT_THAT(reply.head, HasSubstr("Content-Type: application/json\r\n"));
+  }
+  // As senders do it when something is there. How many bytes it sent.
+  uint64_t GiveWhatDiffers(Sender& sender, uint64_t step) {
+    uint64_t sent = 0;
+    for (uint64_t at = 0; at < content_.size(); at += step) {
+      const uint64_t end = std::min<uint64_t>(at + step, content_.size());
+      const Reply reply = sender.Get(Sender::Target("getChecksum", at, end));
+      EXPECT_EQ(reply.status, 200) << reply.body;
+      if (reply.body == Checksum(at, end)) continue;
+      Give(sender, at, end);
+      sent += end - at;
+    }
+    return sent;
   }
   void ExpectPublished(const PullResult& result) {
     ASSERT_EQ(result.outcome.failure, Failure::kNone)
@@ -206,9 +233,8 @@ TEST_F(PushReceiverTest, OneConnection) {
   auto sender = StartOpened();
   Give(*sender, 0, kMiB);
   EXPECT_EQ(sender->Hole(kMiB, 2 * kMiB).status, 200);
-  Reply checksum = sender->Get(Sender::Target("getChecksum", 0, kMiB));
-  EXPECT_EQ(checksum.status, 200);
-  EXPECT_EQ(checksum.body, "null");
+  ExpectChecksum(*sender, 0, kMiB, Checksum(0, kMiB));
+  ExpectChecksum(*sender, 2 * kMiB, 3 * kMiB, "null");
   EXPECT_EQ(sender->Get("/v1-ssync/getRecordedMetadata").status, 404);
   Give(*sender, 2 * kMiB, content_.size());
   const Reply closed = sender->Close();
@@ -492,7 +518,7 @@ TEST_F(PushReceiverTest, ClosedEarly) {
       scratch_.Restart();
     }
     on_bytes_ = 0;
-    auto again = StartOpened();
+    auto again = StartOpened("true");
     EXPECT_EQ(ingest_->stored_bytes(), 2 * kMiB);
     if (!another) {
       EXPECT_EQ(again->Close().status, 200);
@@ -507,6 +533,171 @@ TEST_F(PushReceiverTest, ClosedEarly) {
     EXPECT_EQ(result.resumed_bytes, 2 * kMiB);
     ExpectPublished(result);
   }
+}
+
+// What is there need not be sent again: the sender compares checksums.
+TEST_F(PushReceiverTest, AResumedReceiveTellsWhatIsThere) {
+  constexpr uint64_t kChunk = store::kMinChunkSize;
+  const uint64_t size = content_.size();
+  for (const bool another : {false, true}) {
+    SCOPED_TRACE(another ? "in another process" : "in the same");
+    on_bytes_ = 0;
+    spec_.progress = nullptr;
+    auto sender = StartOpened();
+    Give(*sender, 0, kMiB);
+    Give(*sender, 2 * kMiB, 2 * kMiB + kChunk + 4096);
+    Give(*sender, size - 512, size);  // a chunk of its own
+    EXPECT_EQ(sender->Close().status, 200);
+    ExpectFailed(Result(), Failure::kTransient, "closed early");
+    if (another) {
+      ingest_.reset();
+      scratch_.Restart();
+    }
+    on_bytes_ = 0;
+    Progress progress;
+    spec_.progress = &progress;
+    auto again = StartOpened("true");
+    Sender other(port_);
+    EXPECT_EQ(other.Open(size).body, "true");
+    const std::pair<uint64_t, uint64_t> there[] = {
+        {0, kMiB},
+        {0, 512},
+        {kChunk - 512, kChunk + 512},
+        {2 * kMiB, 2 * kMiB + kChunk},
+        {size - 512, size},
+        {size - 512, size + 3584}};  // rounded up
+    for (const auto& [begin, end] : there) {
+      ExpectChecksum(other, begin, end, Checksum(begin, end));
+    }
+    const std::pair<uint64_t, uint64_t> missing[] = {
+        {kMiB, 2 * kMiB},
+        {kMiB - 512, kMiB + 512},
+        {0, kMiB + 512},
+        {0, size},
+        {2 * kMiB, 2 * kMiB + kChunk + 512},
+        {2 * kMiB + kChunk, 2 * kMiB + kChunk + 4096},
+        {size - 1024, size}};
+    for (const auto& [begin, end] : missing) {
+      ExpectChecksum(other, begin, end, "null");
+    }
+    // All but the four chunks, the one, and the last sector.
+    const uint64_t sent = GiveWhatDiffers(*again, kChunk);
+    EXPECT_EQ(sent, size - kMiB - kChunk - 512);
+    EXPECT_EQ(GiveWhatDiffers(other, kMiB), 0u);
+    EXPECT_EQ(progress.wire_bytes, sent);
+    EXPECT_EQ(again->Close().status, 200);
+    const PullResult result = Result();
+    // What was begun of a chunk lives as long as its process.
+    EXPECT_EQ(result.resumed_bytes, kMiB + kChunk + 512 + (another ? 0 : 4096));
+    ExpectPublished(result);
+    ingest_.reset();
+    BIM_ASSERT_OK(store::RemoveImage(*scratch_.disk, kKey, false));
+    if (HasFailure()) return;
+  }
+  spec_.progress = nullptr;
+}
+
+// A sender that finds everything there has nothing to send but its close.
+TEST_F(PushReceiverTest, EverythingIsThere) {
+  auto sender = StartOpened();
+  GiveAll(*sender);
+  stop_.request_stop();
+  ExpectFailed(Result(), Failure::kCancelled, "stopped");
+  stop_ = std::stop_source();
+  ingest_.reset();
+  scratch_.Restart();
+  on_bytes_ = 0;
+  auto again = StartOpened("true");
+  EXPECT_EQ(GiveWhatDiffers(*again, kMiB), 0u);
+  EXPECT_EQ(again->Close().status, 200);
+  const PullResult result = Result();
+  EXPECT_EQ(result.resumed_bytes, content_.size());
+  ExpectPublished(result);
+}
+
+// A sender of other content is told nothing that is not there.
+TEST_F(PushReceiverTest, WhatAnotherValidatorLeftIsNotTold) {
+  for (const bool another : {false, true}) {
+    SCOPED_TRACE(another ? "in another process" : "in the same");
+    spec_.validator = "push";
+    on_bytes_ = 0;
+    auto sender = StartOpened();
+    Give(*sender, 0, kMiB);
+    EXPECT_EQ(sender->Close().status, 200);
+    ExpectFailed(Result(), Failure::kTransient, "closed early");
+    if (another) {
+      ingest_.reset();
+      scratch_.Restart();
+    }
+    spec_.validator = "other";
+    on_bytes_ = 0;
+    auto again = StartOpened("false");
+    ExpectChecksum(*again, 0, kMiB, "null");
+    content_[7] ^= 1;
+    EXPECT_EQ(GiveWhatDiffers(*again, kMiB), content_.size());
+    EXPECT_EQ(again->Close().status, 200);
+    const PullResult result = Result();
+    EXPECT_EQ(result.resumed_bytes, 0u);
+    ExpectPublished(result);
+    ingest_.reset();
+    BIM_ASSERT_OK(store::RemoveImage(*scratch_.disk, kKey, false));
+    if (HasFailure()) return;
+  }
+}
+
+// Nor is a sender of a file of another size.
+TEST_F(PushReceiverTest, AnotherSizeResumesNothing) {
+  auto sender = StartOpened();
+  Give(*sender, 0, kMiB);
+  EXPECT_EQ(sender->Close().status, 200);
+  ExpectFailed(Result(), Failure::kTransient, "closed early");
+  content_ += std::string(512, 'x');
+  on_bytes_ = 0;
+  auto again = StartOpened("false");
+  ExpectChecksum(*again, 0, kMiB, "null");
+  GiveAll(*again);
+  EXPECT_EQ(again->Close().status, 200);
+  ExpectPublished(Result());
+}
+
+TEST_F(PushReceiverTest, AResumedFileThatDiffersIsWrong) {
+  auto sender = StartOpened();
+  Give(*sender, 0, kMiB);
+  EXPECT_EQ(sender->Close().status, 200);
+  ExpectFailed(Result(), Failure::kTransient, "closed early");
+  content_[5000] ^= 1;
+  auto again = StartOpened("true");
+  const Reply there = again->Get(Sender::Target("getChecksum", 0, kMiB));
+  EXPECT_NE(there.body, Checksum(0, kMiB));
+  EXPECT_NE(there.body, "null");
+  ExpectViolation(
+      again->Write(0, kMiB, std::string_view(content_).substr(0, kMiB)),
+      "differ");
+}
+
+TEST_F(PushReceiverTest, ChecksumsThatCannotBe) {
+  const uint64_t size = content_.size();
+  const std::pair<uint64_t, uint64_t> intervals[] = {
+      {size, size + 512}, {512, 512},  {1024, 512},
+      {100, 512},         {512, 1000}, {0, size + 64 * 1024}};
+  for (const auto& [begin, end] : intervals) {
+    auto sender = StartOpened();
+    Give(*sender, 0, 4096);
+    ExpectViolation(sender->Get(Sender::Target("getChecksum", begin, end)),
+                    "getChecksum: ");
+  }
+}
+
+// Nobody is kept busy with reading: of more than is sent at once nothing is
+// told.
+TEST_F(PushReceiverTest, ChecksumsOfLargeIntervals) {
+  content_.assign(66 * kMiB, '\0');
+  auto sender = StartOpened();
+  EXPECT_EQ(sender->Hole(0, 66 * kMiB).status, 200);
+  ExpectChecksum(*sender, kMiB, 65 * kMiB, Checksum(kMiB, 65 * kMiB));
+  ExpectChecksum(*sender, kMiB, 65 * kMiB + 512, "null");
+  EXPECT_EQ(sender->Close().status, 200);
+  ExpectPublished(Result());
 }
 
 TEST_F(PushReceiverTest, ABrokenBodyCountsAsFarAsItCame) {
