@@ -12,7 +12,6 @@
 #include <string_view>
 #include <utility>
 
-#include "pkg/base/failpoint.h"
 #include "pkg/base/names.h"
 #include "pkg/exec/turns.h"
 #include "pkg/http/server.h"
@@ -738,7 +737,6 @@ PullResult ReceivePush(store::Ingest& ingest, base::UniqueFd listener,
   result.outcome = Receive(ingest, std::move(listener), loop, pool, spec,
                            on_bytes, result, stop);
   if (result.outcome.failure != Failure::kNone) return result;
-  BIM_FAILPOINT("transfer.push.received");
   auto record = ingest.Commit(stop);
   if (!record.ok()) {
     result.outcome = FromIngest(record.status());
