@@ -191,8 +191,8 @@ TEST(FormTest, Sizes) {
     ASSERT_TRUE(read.ok()) << query;
     EXPECT_EQ(*read, 0u) << query;
   }
-  for (const char* text : {"1", "511", "513", "1000", "9223372036854775807",
-                           "18446744073709551615"}) {
+  for (const char* text : {"1", "256", "511", "513", "768", "1000",
+                           "9223372036854775807", "18446744073709551615"}) {
     const auto read = Parsed(std::string("size=") + text).Size("size");
     EXPECT_EQ(read.status().code(), Code::kInvalidArgument) << text;
     EXPECT_EQ(read.status().message(),
