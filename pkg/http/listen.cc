@@ -86,8 +86,10 @@ base::Result<TcpListener> ListenTcp(const std::string& ip, uint16_t first,
   static std::atomic<uint32_t> next{0};
   BIM_ASSIGN_OR_RETURN(SocketAddress address, Numeric(ip));
   const uint32_t count = static_cast<uint32_t>(last) - first + 1;
-  if (last < first) {
-    return base::InvalidArgumentError("a range of ports begins behind its end");
+  if (last < first || (first == 0 && last != 0)) {
+    return base::InvalidArgumentError(
+        "expected a range of ports, or 0 to 0, found " + std::to_string(first) +
+        " to " + std::to_string(last));
   }
   const uint32_t from = next.fetch_add(1);
   int error = EADDRINUSE;
@@ -130,8 +132,10 @@ base::Result<HostPort> ParseHostPort(const std::string& text) {
   HostPort parsed;
   parsed.host = text.substr(0, colon);
   if (parsed.host.front() == '[') {
-    if (parsed.host.back() != ']' || parsed.host.size() < 3) return bad();
+    if (parsed.host.back() != ']') return bad();
     parsed.host = parsed.host.substr(1, parsed.host.size() - 2);
+    in6_addr v6{};
+    if (::inet_pton(AF_INET6, parsed.host.c_str(), &v6) != 1) return bad();
   } else if (parsed.host.find(':') != std::string::npos) {
     return bad();
   }

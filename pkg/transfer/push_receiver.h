@@ -2,16 +2,19 @@
 // and brings a file's intervals, data and holes, over several connections, in
 // any order, and again when it had no answer in time.
 //
-//   GET  /v1-ssync/open?begin=0&end=SIZE           the size; answered `false`
+//   GET  /v1-ssync/open?begin=0&end=SIZE           the size
 //   POST /v1-ssync/sendHole?begin=B&end=E          zeros
 //   POST /v1-ssync/writeData?begin=B&end=E         min(E, SIZE) - B bytes
-//   GET  /v1-ssync/getChecksum?begin=B&end=E       answered `null`
+//   GET  /v1-ssync/getChecksum?begin=B&end=E       a digest, or null
 //   POST /v1-ssync/close                           the sender is done
 //
-// E may exceed SIZE by less than 64 KiB. A close proves nothing: the ingest
-// tells whether every byte came. What breaks these rules is answered 400 with
-// one line that says why, and fails the receive as a whole; before the open it
-// is answered 400 and nothing else, for it may come from an older sender.
+// E may exceed SIZE by less than 64 KiB. `open` is answered `true` when bytes
+// of an earlier sender are gone on with, else `false`; getChecksum with the
+// base64 of the SHA-512 of an interval whose chunks are complete (at most 64
+// MiB), else `null`. A close proves nothing: the ingest tells whether every
+// byte came. What breaks these rules is answered 400 with one line that says
+// why, and fails the receive as a whole; before the open it is answered 400 and
+// nothing else, for it may come from an older sender.
 #pragma once
 
 #include <chrono>
