@@ -200,6 +200,10 @@ def test_raw_requests_of_intervals(manager, client, disk, foreign_manager, image
     sync(client, sender, image)
     push = sender.wait_push()
     push.wait_paused()
+    for method, target in [("GET", "/v1-ssync/getRecordedMetadata"),
+                           ("GET", "/v1/files"), ("GET", "/"),
+                           ("POST", "/v1-ssync/other")]:
+        assert request(push.to, method, target).status == 404
     for begin, end, length in [
             (0, 0, 0), (512, 0, 0), (-512, 512, 512), (0, SIZE + 64 * KIB, 512),
             (SIZE, SIZE + 512, 512), (0, 1 << 63, 512), ("x", 512, 512),
@@ -208,10 +212,6 @@ def test_raw_requests_of_intervals(manager, client, disk, foreign_manager, image
         reply = request(push.to, "POST", "/v1-ssync/writeData?"
                         f"begin={begin}&end={end}", body=b"z" * length)
         assert 400 <= reply.status < 600, (begin, end, length, reply)
-    for method, target in [("GET", "/v1-ssync/getRecordedMetadata"),
-                           ("GET", "/v1/files"), ("GET", "/"),
-                           ("POST", "/v1-ssync/other")]:
-        assert request(push.to, method, target).status == 404
     push.release()
     settled_rightly(client, manager, disk, image)
 
