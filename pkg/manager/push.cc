@@ -152,7 +152,15 @@ ManagerImpl::JobEnd ManagerImpl::Receive(const Job& job) {
     return end;
   }
   // Wrong together with what was here before: not to be gone on with.
-  if (end.failure == Failure::kWrong) (void)end.ingest->Discard();
+  if (end.failure == Failure::kWrong) {
+    (void)end.ingest->Discard();
+    if (pulled.resumed_bytes > 0 && !asked.empty()) {
+      // What differs may be what was here: once more, from nothing.
+      end.ingest.reset();
+      ShowIngest(job, nullptr);
+      return Receive(job);
+    }
+  }
   // Who directs it says when it is tried again.
   if (end.failure == Failure::kTransient ||
       end.failure == Failure::kCancelled || end.failure == Failure::kWrong) {

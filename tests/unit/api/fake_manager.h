@@ -241,6 +241,21 @@ class FakeManager final : public manager::Manager {
     uuid = image_uuid;
     return fail;
   }
+  base::Result<std::string> DirectedDiskUuid(std::string_view disk) override {
+    directed_disk = disk;
+    if (!fail.ok()) return fail;
+    return std::string("disk-1");
+  }
+  base::Status ForgetDirected(std::string_view disk,
+                              std::string_view image_name,
+                              std::string_view image_uuid) override {
+    return RemoveDirected(disk, image_name, image_uuid);
+  }
+  base::Status SendDirected(std::string_view disk, std::string_view image_name,
+                            std::string_view image_uuid,
+                            const std::string& /*to*/) override {
+    return RemoveDirected(disk, image_name, image_uuid);
+  }
   manager::Limits GetLimits() override { return limits; }
   base::Status SetLimits(const manager::Limits& wanted) override {
     limits = wanted;
@@ -348,6 +363,7 @@ class FakeManager final : public manager::Manager {
           complete || manager_.upload.offset == manager_.upload.size;
       return manager_.upload;
     }
+    void Break(const base::Status& /*why*/) override {}
 
    private:
     FakeManager& manager_;

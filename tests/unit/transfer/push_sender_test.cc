@@ -68,6 +68,20 @@ class PushSender : public testing::Test {
     spec_.deadlines.stall = milliseconds(5000);
     spec_.deadlines.abort = milliseconds(1000);
   }
+  ~PushSender() override {
+    Release();
+    server_.reset();
+  }
+  // For an on_data_ that blocks.
+  void AwaitRelease() {
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock, [this] { return released_; });
+  }
+  void Release() {
+    std::lock_guard lock(mutex_);
+    released_ = true;
+    changed_.notify_all();
+  }
   void StartServer() {
     auto server = http::Server::Start(
         loop_, pool_, base::UniqueFd(::dup(listener_.get())),
@@ -108,11 +122,12 @@ class PushSender : public testing::Test {
   // What becomes of a request before the receiver sees it.
   std::function<std::optional<Response>(const Request&)> intercept_;
   // Called with each piece of data, unlocked.
-  std::function<void()> on_data_;
+  std::function<void(size_t bytes)> on_data_;
   std::string open_answer_ = "false\n";
 
   std::mutex mutex_;
   std::condition_variable changed_;
+  bool released_ = false;
   std::string received_;
   std::vector<std::string> opens_;
   std::vector<std::string> closes_;
@@ -145,7 +160,7 @@ class PushSender : public testing::Test {
         ++test_.pieces_;
         test_.changed_.notify_all();
       }
-      if (test_.on_data_) test_.on_data_();
+      if (test_.on_data_) test_.on_data_(data.size());
       body_.append(reinterpret_cast<const char*>(data.data()), data.size());
       return base::OkStatus();
     }
@@ -332,7 +347,7 @@ TEST_F(PushSender, OpenIsTriedUntilTheReceiverIsThere) {
 TEST_F(PushSender, BrokenConnectionsAreTriedAgain) {
   MakeFile(64 * kMiB, {{0, 64 * kMiB}});
   StartServer();
-  on_data_ = [] { std::this_thread::sleep_for(milliseconds(5)); };
+  on_data_ = [](size_t) { std::this_thread::sleep_for(milliseconds(5)); };
   std::jthread pusher([&] {
     const base::Status status = Run();
     EXPECT_TRUE(status.ok()) << status.ToString();
@@ -364,41 +379,40 @@ TEST_F(PushSender, ReceiverThatStopsReading) {
   MakeFile(64 * kMiB, {{0, 64 * kMiB}});
   StartServer();
   spec_.deadlines.stall = milliseconds(500);
-  std::atomic<bool> release{false};
-  on_data_ = [&] {
-    if (pieces_ > 40) release.wait(false);
+  on_data_ = [&](size_t) {
+    if (pieces_ > 40) AwaitRelease();
   };
   ExpectFailure(base::Code::kDeadlineExceeded, "no byte moved for 500 ms",
                 milliseconds(3000));
   EXPECT_THAT(closes_, ElementsAre(kAborted));
-  release = true;
-  release.notify_all();
+  Release();
 }
 
 TEST_F(PushSender, SlowReceiversAreNoStall) {
-  MakeFile(6 * kMiB, {{0, 6 * kMiB}});
+  MakeFile(8 * kMiB, {{0, 8 * kMiB}});
+  // What lies in its kernel's buffers says nothing of its progress.
+  const int small = 64 << 10;
+  ::setsockopt(listener_.get(), SOL_SOCKET, SO_RCVBUF, &small, sizeof(small));
   StartServer();
-  spec_.deadlines.stall = milliseconds(700);
+  spec_.deadlines.stall = milliseconds(2000);
   std::mutex one_at_a_time;
-  std::atomic<int> slept{0};
-  on_data_ = [&] {
+  on_data_ = [&](size_t bytes) {
     std::lock_guard lock(one_at_a_time);
-    std::this_thread::sleep_for(milliseconds(100));
-    ++slept;
+    std::this_thread::sleep_for(milliseconds(100) * bytes / (256 << 10));
   };
   const auto begin = steady_clock::now();
   const base::Status status = Run();
   EXPECT_TRUE(status.ok()) << status.ToString();
   EXPECT_TRUE(received_ == content_);
-  EXPECT_GT(steady_clock::now() - begin, milliseconds(2000));
+  // Four requests at once, each of which took longer than a stall.
+  EXPECT_GT(steady_clock::now() - begin, milliseconds(3000));
 }
 
 TEST_F(PushSender, StopsPromptly) {
   MakeFile(64 * kMiB, {{0, 64 * kMiB}});
   StartServer();
-  std::atomic<bool> release{false};
-  on_data_ = [&] {
-    if (pieces_ > 10) release.wait(false);
+  on_data_ = [&](size_t) {
+    if (pieces_ > 10) AwaitRelease();
   };
   std::jthread stopper([&] {
     EXPECT_TRUE(Await([&] { return pieces_ > 10; }));
@@ -408,8 +422,7 @@ TEST_F(PushSender, StopsPromptly) {
   ExpectFailure(base::Code::kCancelled, "stopped", milliseconds(1500));
   EXPECT_LT(steady_clock::now() - begin, milliseconds(1500));
   EXPECT_THAT(closes_, ElementsAre(kAborted));
-  release = true;
-  release.notify_all();
+  Release();
   // Before it begins, too; and while nobody is there.
   server_.reset();
   listener_.Reset();
