@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 
+import longhorn
 import transfers
 from common import (GIB, MIB, TOP, Daemon, Nginx, PeakMemory, make_disk,
                     median_ratio, quietly, random_file, row, seconds, settle,
@@ -220,7 +221,7 @@ def bench_idle(args, work):
 
 CASES = {"download": bench_download, "reflink": bench_reflink,
          "start": bench_start, "memory": bench_memory, "idle": bench_idle,
-         **transfers.CASES}
+         **transfers.CASES, **longhorn.CASES}
 
 
 def machine():

@@ -5,12 +5,14 @@
 #   bench/run.sh [--only CASE[,CASE]] [--pairs N] [--dir DIR] [--update-readme]
 #
 # Cases: download, reflink, start, memory, idle; limited, sync, sparse, resume,
-# delta, syncmemory. DIR (default: a new folder in
-# /var/tmp) needs 30 GiB; reflink needs root, to mount a scratch XFS.
+# delta, syncmemory; datasource, push, takeover. DIR (default: a new folder in
+# /var/tmp) needs 30 GiB; reflink needs root, to mount a scratch XFS. With
+# BIM_INCUMBENT=PATH, the binary of Longhorn's own manager, datasource shows its
+# time beside ours, too (as root: it sees its disk as /data).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . .ci/lib.sh
-case " $* " in *" -h "*|*" --help "*) sed -n '2,9s/^# \{0,1\}//p' bench/run.sh; exit 0 ;; esac
+case " $* " in *" -h "*|*" --help "*) sed -n '2,11s/^# \{0,1\}//p' bench/run.sh; exit 0 ;; esac
 mkdir -p build
 install_packages build run test
 build release
