@@ -28,7 +28,8 @@ install_packages build run test
 export ASAN_OPTIONS=detect_leaks=1:abort_on_error=0:detect_stack_use_after_return=0
 export LSAN_OPTIONS=suppressions=$PWD/tests/lsan.supp:print_suppressions=0
 export UBSAN_OPTIONS=print_stacktrace=1
-export TSAN_OPTIONS=halt_on_error=1:second_deadlock_stack=1
+# (Huge pages for the shadow memory: without them buffers cost more than tests.)
+export TSAN_OPTIONS=halt_on_error=1:second_deadlock_stack=1:no_huge_pages_for_shadow=0
 [ "$preset" = dev ] || export BIM_TEST_SLOWDOWN=4
 
 echo "== build ($preset)"

@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <condition_variable>
 #include <cstring>
 #include <functional>
 #include <map>
@@ -94,6 +95,8 @@ struct Tail {
 struct LooseChunk {
   // All of it was given: it only is compared from now on.
   bool taken = false;
+  // Taken from memory, and on its way into the file.
+  bool coming = false;
   // It was taken and refused: its bytes are of no use.
   bool stale = false;
   uint32_t writers = 0;  // at work in it
@@ -105,6 +108,11 @@ struct LooseChunk {
     return data_begin < end && begin < data_end;
   }
 };
+
+Status Differs(uint32_t index) {
+  return base::DataLossError("chunk " + std::to_string(index) +
+                             " differs from its manifest");
+}
 
 class WriterImpl;
 
@@ -151,7 +159,6 @@ class IngestImpl : public Ingest {
   Status WriteAt(uint64_t offset, std::span<const std::byte> data,
                  std::stop_token stop) override;
   Status HoleAt(uint64_t begin, uint64_t end, std::stop_token stop) override;
-  Status Adopt(std::stop_token stop) override;
   Status failure() const override { return pipeline_.failure(); }
   Status Settle() override {
     if (!begun_) return base::OkStatus();
@@ -191,9 +198,16 @@ class IngestImpl : public Ingest {
   Status RestoreChunks(std::string& journal, std::stop_token stop);
   Result<Chunk> ReadChunk(uint64_t begin, uint64_t end);
 
-  // Before each WriteAt, HoleAt and Adopt.
+  // Before each WriteAt and HoleAt.
   Status BeginLoose(uint64_t begin, uint64_t end, std::stop_token stop);
-  // The same for a piece of one chunk.
+  // Takes chunks that are whole in `data` and that nobody gave a byte of, up to
+  // the end of a block: they are hashed from memory. How many bytes it took,
+  // perhaps none.
+  Result<size_t> WriteChunks(uint64_t offset, std::span<const std::byte> data,
+                             const std::stop_token& stop);
+  // The second half of it: one block's worth.
+  Status WriteClaimed(Item item, std::span<const std::byte> data);
+  // The same as WriteAt for a piece of one chunk.
   Status WritePiece(uint64_t offset, std::span<const std::byte> data);
   // The file may hold other bytes than zeros there. Locked.
   bool IsDirty(const LooseChunk& chunk, uint64_t begin, uint64_t end) const;
@@ -207,6 +221,8 @@ class IngestImpl : public Ingest {
   Status TakeChunk(uint32_t index, const Chunk& chunk);
   // The same for chunks that are one hole: nothing is read.
   Status TakeHollow(const io::Extent& chunks);
+  // Until those chunks of it that are taken are in the file, or refused.
+  void AwaitComing(uint64_t begin, uint64_t end);
   // DATA_LOSS unless the file has these bytes (zeros).
   Status Compare(uint64_t offset, std::span<const std::byte> data);
   Status CompareZeros(uint64_t begin, uint64_t end, std::stop_token stop);
@@ -253,6 +269,7 @@ class IngestImpl : public Ingest {
   // long as neither was called.
   RangeSet given_;
   std::vector<LooseChunk> loose_;
+  std::condition_variable came_;  // with mutex_: one is no longer coming
 
   std::unique_ptr<IngestWriter> front_;  // of Append
   uint64_t front_end_ = 0;
@@ -738,13 +755,87 @@ Status IngestImpl::WriteAt(uint64_t offset, std::span<const std::byte> data,
   if (io::IsZero(data)) return HoleAt(offset, offset + data.size(), stop);
   while (!data.empty()) {
     if (stop.stop_requested()) return base::CancelledError("stopped");
-    const size_t count = static_cast<size_t>(
-        std::min<uint64_t>(data.size(), ChunkEnd(offset) - offset));
-    BIM_RETURN_IF_ERROR(WritePiece(offset, data.first(count)));
+    BIM_ASSIGN_OR_RETURN(size_t count, WriteChunks(offset, data, stop));
+    if (count == 0) {
+      count = static_cast<size_t>(
+          std::min<uint64_t>(data.size(), ChunkEnd(offset) - offset));
+      BIM_RETURN_IF_ERROR(WritePiece(offset, data.first(count)));
+    }
     data = data.subspan(count);
     offset += count;
   }
   return base::OkStatus();
+}
+
+Result<size_t> IngestImpl::WriteChunks(uint64_t offset,
+                                       std::span<const std::byte> data,
+                                       const std::stop_token& stop) {
+  if (offset % chunk_size_ != 0 || chunk_size_ > kBlockSize ||
+      ChunkEnd(offset) - offset > data.size()) {
+    return 0;
+  }
+  // With a reference one by one: each may be refused.
+  const uint64_t limit = options_.reference
+                             ? ChunkEnd(offset)
+                             : std::min(offset + data.size(),
+                                        (offset / kBlockSize + 1) * kBlockSize);
+  // First of all: what is claimed below is handed on, whatever else happens.
+  Item item;
+  BIM_ASSIGN_OR_RETURN(item.block, pipeline_.TakeBlock(stop));
+  item.offset = offset;
+  uint64_t end = offset;
+  {
+    std::lock_guard lock(mutex_);
+    while (end < limit && ChunkEnd(end) <= limit) {
+      LooseChunk& chunk = loose_[end / chunk_size_];
+      if (chunk.taken || chunk.writers > 0 || chunk.HasData(0, UINT64_MAX) ||
+          given_.Overlaps(end, ChunkEnd(end))) {
+        break;
+      }
+      chunk.taken = chunk.coming = true;
+      end = ChunkEnd(end);
+    }
+    // (The write stage counts them as stored.)
+    (void)given_.Add(offset, end);
+  }
+  if (end == offset) {
+    pipeline_.DropBlock(std::move(item.block));
+    return 0;
+  }
+  Status status = WriteClaimed(std::move(item), data.first(end - offset));
+  std::lock_guard lock(mutex_);
+  for (uint64_t at = offset; at < end; at = ChunkEnd(at)) {
+    LooseChunk& chunk = loose_[at / chunk_size_];
+    chunk.coming = false;
+    if (status.ok()) continue;
+    // Refused by the reference; or the disk failed, and nothing counts.
+    chunk.taken = false;
+    (void)given_.Remove(at, ChunkEnd(at));
+  }
+  came_.notify_all();
+  if (!status.ok()) return status;
+  return static_cast<size_t>(end - offset);
+}
+
+Status IngestImpl::WriteClaimed(Item item, std::span<const std::byte> data) {
+  const uint64_t end = item.offset + data.size();
+  ChunkHasher hasher;
+  for (uint64_t at = item.offset; at < end; at = ChunkEnd(at)) {
+    const uint32_t index = static_cast<uint32_t>(at / chunk_size_);
+    hasher.Add(data.subspan(at - item.offset, ChunkEnd(at) - at));
+    const Chunk chunk = hasher.Finish();
+    if (options_.reference && options_.reference->chunks[index] != chunk) {
+      pipeline_.DropBlock(std::move(item.block));
+      return Differs(index);
+    }
+    item.done.push_back({index, chunk});
+  }
+  std::memcpy(item.block->At(item.offset), data.data(), data.size());
+  item.length = data.size();
+  // Not stopped: what was claimed must come.
+  const Status pushed = pipeline_.Push(item, {});
+  pipeline_.DropBlock(std::move(item.block));
+  return pushed.ok() ? pipeline_.AwaitWritten() : pushed;
 }
 
 Status IngestImpl::WritePiece(uint64_t offset,
@@ -764,7 +855,10 @@ Status IngestImpl::WritePiece(uint64_t offset,
       chunk.data_end = std::max(chunk.data_end, end);
     }
   }
-  if (taken) return Compare(offset, data);
+  if (taken) {
+    AwaitComing(offset, end);
+    return Compare(offset, data);
+  }
   const auto write = [&]() -> Status {
     BIM_FAILPOINT_ERROR("store.ingest.write");
     // By the page cache: it is read back soon.
@@ -861,8 +955,7 @@ Status IngestImpl::TakeChunk(uint32_t index, const Chunk& chunk) {
     dropped.data_begin = begin;
     dropped.data_end = end;
     pipeline_.Forget(given_.Remove(begin, end));
-    return base::DataLossError("chunk " + std::to_string(index) +
-                               " differs from its manifest");
+    return Differs(index);
   }
   Status have =
       pipeline_.Have(index, chunk, begin, end, true, /*counted=*/end - begin);
@@ -889,6 +982,14 @@ Status IngestImpl::TakeHollow(const io::Extent& chunks) {
   return have;
 }
 
+void IngestImpl::AwaitComing(uint64_t begin, uint64_t end) {
+  std::unique_lock lock(mutex_);
+  for (uint64_t at = begin; at < end; at = ChunkEnd(at)) {
+    const LooseChunk& chunk = loose_[at / chunk_size_];
+    came_.wait(lock, [&] { return !chunk.coming; });
+  }
+}
+
 Status IngestImpl::Compare(uint64_t offset, std::span<const std::byte> data) {
   std::vector<std::byte> buffer(std::min<size_t>(data.size(), kBlockSize));
   while (!data.empty()) {
@@ -909,6 +1010,7 @@ Status IngestImpl::Compare(uint64_t offset, std::span<const std::byte> data) {
 
 Status IngestImpl::CompareZeros(uint64_t begin, uint64_t end,
                                 std::stop_token stop) {
+  AwaitComing(begin, end);
   const std::vector<std::byte> zeros(kBlockSize / 4);
   while (begin < end) {
     BIM_ASSIGN_OR_RETURN(const io::Extent data,
@@ -919,54 +1021,6 @@ Status IngestImpl::CompareZeros(uint64_t begin, uint64_t end,
           std::min<uint64_t>(zeros.size(), data.end - begin));
       BIM_RETURN_IF_ERROR(Compare(begin, std::span(zeros).first(count)));
       begin += count;
-    }
-  }
-  return base::OkStatus();
-}
-
-Status IngestImpl::Adopt(std::stop_token stop) {
-  BIM_RETURN_IF_ERROR(BeginLoose(0, Limit(), stop));
-  struct stat own = {};
-  if (::fstat(temp_.get(), &own) != 0) {
-    return base::ErrnoError(errno, "cannot stat " + TempPath());
-  }
-  BIM_ASSIGN_OR_RETURN(const struct stat there,
-                       disk_->root().Stat(TempFile(key_)));
-  if (there.st_ino != own.st_ino || there.st_dev != own.st_dev) {
-    return base::FailedPreconditionError(TempPath() + " was replaced");
-  }
-  if (static_cast<uint64_t>(own.st_size) != *size_) {
-    return base::FailedPreconditionError(
-        TempPath() + " has another size now: expected " +
-        std::to_string(*size_) + " bytes, found " +
-        std::to_string(own.st_size));
-  }
-  io::Extent data;  // the next one
-  for (uint32_t i = 0; i < loose_.size(); ++i) {
-    if (stop.stop_requested()) return base::CancelledError("stopped");
-    const uint64_t begin = uint64_t{i} * chunk_size_;
-    const uint64_t end = ChunkEnd(begin);
-    if (data.end <= begin) {
-      BIM_ASSIGN_OR_RETURN(data, io::NextData(temp_.get(), begin, *size_));
-    }
-    Chunk chunk;
-    chunk.zero = true;
-    if (data.begin < end && data.begin < data.end) {
-      BIM_ASSIGN_OR_RETURN(chunk, ReadChunk(begin, end));
-    }
-    bool before = false;
-    {
-      std::lock_guard lock(mutex_);
-      BIM_CHECK(loose_[i].writers == 0);
-      before = loose_[i].taken;
-      loose_[i].taken = true;
-      pipeline_.Count(given_.Add(begin, end));
-    }
-    if (!before) {
-      BIM_RETURN_IF_ERROR(TakeChunk(i, chunk));
-    } else if (pipeline_.ChunkAt(i) != chunk) {
-      return base::DataLossError("chunk " + std::to_string(i) + " of " +
-                                 TempPath() + " changed after it was complete");
     }
   }
   return base::OkStatus();

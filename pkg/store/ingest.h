@@ -119,10 +119,10 @@ class Ingest {
                                   uint64_t source_offset) = 0;
 
   // For those who bring bytes in any order, from several threads at once, also
-  // again: they go straight into the file. Needs a size; not together with
-  // writers or Append. A chunk counts once every byte of it was given: whoever
-  // completes it reads it back and hashes it. (Until then what was given again
-  // replaces what was given before.)
+  // again. Needs a size; not together with writers or Append. A chunk counts
+  // once every byte of it was given: one that is given whole (of at most 1 MiB)
+  // is hashed from memory, any other is read back by whoever completes it.
+  // (Until then what was given again replaces what was given before.)
   // OUT_OF_RANGE beyond the file; INVALID_ARGUMENT: not a multiple of 512;
   // DATA_LOSS: bytes given again for a complete chunk differ from those that
   // are there, or a chunk differs from the reference (then it is missing
@@ -138,12 +138,6 @@ class Ingest {
   // else nullopt. Reads them. From any thread.
   virtual base::Result<std::optional<base::Digest>> DigestAt(
       uint64_t begin, uint64_t end, std::stop_token stop) = 0;
-  // What another process wrote into the temp file counts as given: reads all of
-  // it. Nobody writes to it any more, nor gives bytes meanwhile.
-  // FAILED_PRECONDITION: it has another size now, or is another file.
-  // DATA_LOSS: a chunk that was complete before is another one now, or one
-  // differs from the reference.
-  virtual base::Status Adopt(std::stop_token stop) = 0;
 
   // Waits until everything that was given is in the file; the failure of the
   // disk, if it failed. No writer may be at work, but that of Append.

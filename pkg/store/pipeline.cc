@@ -330,12 +330,6 @@ bool Pipeline::HasChunk(uint32_t index) const {
   return index < have_.size() && have_[index];
 }
 
-Chunk Pipeline::ChunkAt(uint32_t index) const {
-  std::lock_guard lock(mutex_);
-  BIM_CHECK(index < have_.size() && have_[index]);
-  return chunks_[index];
-}
-
 void Pipeline::AddAhead(uint64_t begin, uint64_t end) {
   auto next = ahead_.lower_bound(begin);
   if (next != ahead_.begin() && std::prev(next)->second == begin) {
@@ -473,7 +467,8 @@ Status Pipeline::SyncNow() {
 
 Status Pipeline::AwaitWritten() {
   std::unique_lock lock(mutex_);
-  changed_.wait(lock, [&] { return written_ == pushed_; });
+  const uint64_t pushed = pushed_;
+  changed_.wait(lock, [&] { return written_ >= pushed; });
   return failure_;
 }
 

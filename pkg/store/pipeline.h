@@ -124,8 +124,6 @@ class Pipeline {
   base::Status HaveZeros(uint32_t first, uint32_t count, uint64_t begin,
                          uint64_t end);
   bool HasChunk(uint32_t index) const;
-  // Of a chunk that is there.
-  Chunk ChunkAt(uint32_t index) const;
   // So many bytes more are in the file.
   void Count(uint64_t bytes) { stored_ += bytes; }
   // So many bytes that are in the file are of no use.
@@ -133,7 +131,7 @@ class Pipeline {
 
   void Fail(base::Status status);
   base::Status failure() const;
-  // Everything pushed is in the file.
+  // Everything pushed before is in the file.
   base::Status AwaitWritten();
   // No sync runs, and no further one begins before Stop().
   void EndSync();

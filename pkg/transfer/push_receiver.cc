@@ -1,7 +1,6 @@
 #include "pkg/transfer/push_receiver.h"
 
 #include <algorithm>
-#include <array>
 #include <charconv>
 #include <condition_variable>
 #include <cstring>
@@ -11,6 +10,7 @@
 #include <span>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 #include "pkg/base/names.h"
 #include "pkg/exec/turns.h"
@@ -30,9 +30,9 @@ constexpr size_t kMaxConnections = 64;
 // the file system, which rounds up to its blocks.
 constexpr uint64_t kMaxBeyond = 64 * 1024;
 constexpr uint64_t kMaxDataBytes = 64 << 20;  // of one interval
-// What is written at once ends at a multiple of this, so that zeros in it stay
-// holes.
-constexpr size_t kAlign = 4096;
+// What is written at once ends at a multiple of this, so that whole chunks are
+// hashed from memory, and zeros in it stay holes.
+constexpr size_t kPiece = 1 << 20;
 // At the close: how long the requests in flight may stand still, and take.
 constexpr milliseconds kCloseStall{10'000};
 constexpr milliseconds kCloseTimeout{60'000};
@@ -227,7 +227,9 @@ class PushReceiver::DataTaker final : public http::BodyTaker {
   DataTaker(std::shared_ptr<PushReceiver> receiver, const Interval& interval)
       : receiver_(std::move(receiver)),
         interval_(interval),
-        position_(interval.begin) {}
+        position_(interval.begin),
+        hold_(static_cast<size_t>(
+            std::min<uint64_t>(kPiece, interval.end - interval.begin))) {}
 
   Status OnData(std::span<const std::byte> data) override {
     const Running running(*receiver_);
@@ -245,25 +247,23 @@ class PushReceiver::DataTaker final : public http::BodyTaker {
       taken_ = base::CancelledError("stopped");
       return taken_;
     }
-    // What came before begins or ends at no multiple of kAlign.
-    if (held_ > 0) {
-      const size_t take = std::min(data.size(), ToAlign() - held_);
+    while (!data.empty()) {
+      const size_t piece = static_cast<size_t>(
+          std::min(kPiece - position_ % kPiece, interval_.end - position_));
+      if (held_ == 0 && data.size() >= piece) {
+        BIM_RETURN_IF_ERROR(Give(data.first(piece), stop));
+        data = data.subspan(piece);
+        continue;
+      }
+      const size_t take = std::min(data.size(), piece - held_);
       std::memcpy(hold_.data() + held_, data.data(), take);
       held_ += take;
       data = data.subspan(take);
-      if (held_ < ToAlign() && !AtEnd()) return base::OkStatus();
-      BIM_RETURN_IF_ERROR(
-          Give(std::span(hold_).first(std::exchange(held_, 0)), stop));
+      if (held_ == piece) {
+        BIM_RETURN_IF_ERROR(
+            Give(std::span(hold_).first(std::exchange(held_, 0)), stop));
+      }
     }
-    size_t whole = data.size();
-    if (position_ + whole < interval_.end) {
-      const size_t rest = (position_ + whole) % kAlign;
-      whole = rest < whole ? whole - rest : 0;
-    }
-    BIM_RETURN_IF_ERROR(Give(data.first(whole), stop));
-    data = data.subspan(whole);
-    std::memcpy(hold_.data(), data.data(), data.size());
-    held_ = data.size();
     return base::OkStatus();
   }
 
@@ -287,10 +287,6 @@ class PushReceiver::DataTaker final : public http::BodyTaker {
   }
 
  private:
-  size_t ToAlign() const {
-    return kAlign - static_cast<size_t>(position_ % kAlign);
-  }
-  bool AtEnd() const { return position_ + held_ == interval_.end; }
   Status Give(std::span<const std::byte> data, const std::stop_token& stop) {
     if (data.empty()) return base::OkStatus();
     taken_ = receiver_->ingest_.WriteAt(position_, data, stop);
@@ -307,8 +303,8 @@ class PushReceiver::DataTaker final : public http::BodyTaker {
 
   const Body receiver_;
   const Interval interval_;
-  uint64_t position_;  // what is before was given
-  std::array<std::byte, kAlign> hold_;
+  uint64_t position_;            // what is before was given
+  std::vector<std::byte> hold_;  // of the piece at position_
   size_t held_ = 0;
   Status taken_;  // by the ingest
   bool wrong_length_ = false;

@@ -279,7 +279,6 @@ TEST_F(WriteAtTest, WhereNothingMayBeGiven) {
   EXPECT_EQ(ingest->WriteAt(0, AsBytes(content), stop.get_token()).code(),
             Code::kCancelled);
   EXPECT_EQ(ingest->HoleAt(0, 512, stop.get_token()).code(), Code::kCancelled);
-  EXPECT_EQ(ingest->Adopt(stop.get_token()).code(), Code::kCancelled);
   BIM_ASSERT_OK(Give(*ingest, content, 0, content.size()));
   ExpectCommit(std::move(ingest), content);
 }
@@ -542,6 +541,95 @@ TEST_F(WriteAtTest, MixedUseAborts) {
 
 // --- the digests of what is there
 
+// --- whole chunks, which are hashed from memory
+
+// How many bytes this process has read so far.
+uint64_t ReadBytes() {
+  const std::string text = ReadAll("/proc/self/io");
+  return std::strtoull(text.c_str() + text.find("rchar: ") + 7, nullptr, 10);
+}
+
+TEST_F(WriteAtTest, WholeChunksInOrderAreNotReadBack) {
+  const std::string content = test::RandomBytes(32 * kMiB, 80);
+  IngestOptions options;
+  options.expect_sha512 = Sha512(content);
+  auto ingest = Start(content.size(), options);
+  const uint64_t before = ReadBytes();
+  for (uint64_t at = 0; at < content.size(); at += kMiB) {
+    BIM_ASSERT_OK(Give(*ingest, content, at, at + kMiB));
+    EXPECT_EQ(ingest->stored_bytes(), at + kMiB);
+  }
+  BIM_ASSERT_OK(ingest->Settle());
+  EXPECT_LT(ReadBytes() - before, content.size() / 8);
+  ExpectCommit(std::move(ingest), content);
+}
+
+TEST_F(WriteAtTest, WholeChunksThatDifferFromTheReference) {
+  std::string content = Content(4 * kChunk + 512, 81, 16 * kKiB);
+  content.back() = 'x';  // no chunk of zeros
+  for (const bool trust : {true, false}) {
+    auto ingest = Start(content.size(), WithReference(content, trust));
+    std::string other = content;
+    other[2 * kChunk] ^= 1;
+    other[4 * kChunk] ^= 1;
+    const Status differs = Give(*ingest, other, 0, content.size());
+    EXPECT_EQ(differs.code(), Code::kDataLoss);
+    EXPECT_THAT(differs.message(), HasSubstr("chunk 2"));
+    EXPECT_EQ(ingest->stored_bytes(), 2 * kChunk);
+    EXPECT_EQ(Give(*ingest, other, 4 * kChunk, content.size()).code(),
+              Code::kDataLoss);
+    EXPECT_EQ(MissingBytes(*ingest), 2 * kChunk + 512);
+    EXPECT_EQ(ingest->Commit({}).status().code(), Code::kUnavailable);
+    BIM_ASSERT_OK(Give(*ingest, content, kChunk, content.size()));
+    ExpectCommit(std::move(ingest), content);
+    Remove();
+  }
+}
+
+TEST_F(WriteAtTest, OneOfThoseWhoGiveAWholeChunkAtOnceCounts) {
+  for (uint32_t seed = 0; seed < 8; ++seed) {
+    const std::string one = test::RandomBytes(2 * kMiB + 512, 82 + seed);
+    std::string other = one;
+    other[kMiB + 17] ^= 1;
+    auto ingest = Start(one.size());
+    std::atomic<int> refused{0};
+    std::vector<std::thread> running;
+    for (int i = 0; i < 4; ++i) {
+      running.emplace_back([&, i] {
+        const std::string& mine = i % 2 == 0 ? one : other;
+        for (uint64_t at = 0; at < mine.size(); at += kMiB) {
+          const Status given = Give(*ingest, mine, at,
+                                    std::min<uint64_t>(mine.size(), at + kMiB));
+          if (given.code() == Code::kDataLoss) ++refused;
+          EXPECT_TRUE(given.ok() || at == kMiB) << given.ToString();
+        }
+      });
+    }
+    for (std::thread& thread : running) thread.join();
+    EXPECT_EQ(refused, 2);
+    BIM_ASSERT_OK(ingest->Settle());
+    const std::string there = ReadAll(Temp());
+    EXPECT_TRUE(there == one || there == other);
+    ExpectCommit(std::move(ingest), there);
+    Remove();
+  }
+}
+
+TEST_F(WriteAtTest, AWholeChunkOverHolesAndPieces) {
+  const std::string content = Content(4 * kMiB, 90, 16 * kKiB);
+  auto ingest = Start(content.size());
+  BIM_ASSERT_OK(ingest->HoleAt(512, 1024, {}));
+  BIM_ASSERT_OK(ingest->HoleAt(kChunk, 2 * kChunk, {}));
+  BIM_ASSERT_OK(
+      ingest->WriteAt(kMiB + kChunk + 512, AsBytes(std::string(512, 'x')), {}));
+  // A chunk that is nothing but a hole is complete already.
+  EXPECT_EQ(Give(*ingest, content, 0, kMiB).code(), Code::kDataLoss);
+  BIM_ASSERT_OK(Give(*ingest, content, 2 * kChunk, content.size()));
+  std::string expected = content;
+  std::fill_n(expected.begin() + kChunk, kChunk, '\0');
+  ExpectCommit(std::move(ingest), expected);
+}
+
 class DigestAtTest : public WriteAtTest {
  protected:
   static void ExpectDigest(Ingest& ingest, std::string_view content,
@@ -740,76 +828,6 @@ TEST_F(DigestAtTest, WhileOthersWrite) {
   for (std::thread& reader : readers) reader.join();
   EXPECT_GE(found, 2);
   ExpectCommit(std::move(ingest), content);
-}
-
-// --- what another process wrote
-
-class AdoptTest : public WriteAtTest {
- protected:
-  void WriteBehind(uint64_t offset, std::string_view bytes) {
-    const int fd = ::open(Temp().c_str(), O_WRONLY);
-    ASSERT_GE(fd, 0);
-    EXPECT_EQ(
-        ::pwrite(fd, bytes.data(), bytes.size(), static_cast<off_t>(offset)),
-        static_cast<ssize_t>(bytes.size()));
-    ::close(fd);
-  }
-};
-
-TEST_F(AdoptTest, AllOfIt) {
-  std::string content = Content(6 * kChunk + 512, 70, 16 * kKiB);
-  std::fill_n(content.begin() + 2 * kChunk, 2 * kChunk, '\0');
-  IngestOptions options;
-  options.expect_sha512 = Sha512(content);
-  auto ingest = Start(content.size(), options);
-  WriteBehind(0, std::string_view(content).substr(0, 2 * kChunk));
-  WriteBehind(4 * kChunk, std::string_view(content).substr(4 * kChunk));
-  BIM_ASSERT_OK(ingest->Adopt({}));
-  ExpectCommit(std::move(ingest), content);
-}
-
-TEST_F(AdoptTest, WhatWasGivenBeforeIsReadAsWell) {
-  const std::string content = Content(4 * kChunk, 71, 16 * kKiB);
-  auto ingest = Start(content.size());
-  BIM_ASSERT_OK(Give(*ingest, content, 0, kChunk + 512));
-  WriteBehind(kChunk, std::string_view(content).substr(kChunk));
-  BIM_ASSERT_OK(ingest->Adopt({}));
-  BIM_ASSERT_OK(Give(*ingest, content, 0, content.size()));
-  ExpectCommit(std::move(ingest), content);
-  Remove();
-  auto other = Start(content.size());
-  BIM_ASSERT_OK(Give(*other, content, 0, kChunk));
-  WriteBehind(0, "x");
-  EXPECT_EQ(other->Adopt({}).code(), Code::kDataLoss);
-}
-
-TEST_F(AdoptTest, ComparesWithTheReference) {
-  const std::string content = Content(4 * kChunk, 72, 16 * kKiB);
-  auto ingest = Start(content.size(), WithReference(content, true));
-  std::string other = content;
-  other[3 * kChunk] ^= 1;
-  WriteBehind(0, other);
-  EXPECT_EQ(ingest->Adopt({}).code(), Code::kDataLoss);
-  EXPECT_EQ(MissingBytes(*ingest), kChunk);
-  EXPECT_FALSE(ingest->Commit({}).ok());
-  WriteBehind(0, content);
-  BIM_ASSERT_OK(ingest->Adopt({}));
-  ExpectCommit(std::move(ingest), content);
-}
-
-TEST_F(AdoptTest, AFileThatIsNotOurs) {
-  auto ingest = Start(kMiB);
-  ASSERT_EQ(::truncate(Temp().c_str(), kMiB - 512), 0);
-  const Status size = ingest->Adopt({});
-  EXPECT_EQ(size.code(), Code::kFailedPrecondition);
-  EXPECT_THAT(size.message(), HasSubstr("expected 1048576 bytes"));
-  const std::string other = Temp() + ".other";
-  test::WriteAll(other, std::string(kMiB, 'x'));
-  ASSERT_EQ(::rename(other.c_str(), Temp().c_str()), 0);
-  const Status replaced = ingest->Adopt({});
-  EXPECT_EQ(replaced.code(), Code::kFailedPrecondition);
-  EXPECT_THAT(replaced.message(), HasSubstr("replaced"));
-  EXPECT_EQ(ingest->Commit({}).status().code(), Code::kUnavailable);
 }
 
 }  // namespace

@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <atomic>
 #include <condition_variable>
+#include <cstdlib>
 #include <functional>
 #include <map>
 #include <mutex>
@@ -219,13 +220,19 @@ Network NetworkOf(std::string_view text) {
   return *network;
 }
 
+// Of a silent peer: longer in a build that is slow.
+milliseconds Patience() {
+  const char* slowdown = std::getenv("BIM_TEST_SLOWDOWN");
+  return milliseconds(300 * (slowdown ? std::max(1, std::atoi(slowdown)) : 1));
+}
+
 class PeersTest : public ::testing::Test {
  protected:
   PeersTest() {
     std::fill_n(content_.begin() + 2 * kMiB, kMiB + 77'777, '\0');
     options_.peers.connect = milliseconds(2000);
-    options_.peers.first_byte = milliseconds(300);
-    options_.peers.stall = milliseconds(300);
+    options_.peers.first_byte = Patience();
+    options_.peers.stall = Patience();
     spec_.pull.connections = 2;
     spec_.pull.progress = &progress_;
   }
