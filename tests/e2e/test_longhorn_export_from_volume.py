@@ -135,7 +135,8 @@ def test_a_replica_that_stops(export, replica, volume):
     source = export(sender.address)
     wait_until(lambda: sender.pushes, "the push")
     sender.pushes[0].wait_paused()
-    assert source.wait("in-progress")["processedSize"] > 0
+    source.wait("in-progress")
+    wait_until(lambda: source.info()["processedSize"] > 0, "progress")
     failed(source, sender, 90)
 
 
