@@ -11,7 +11,8 @@ namespace bim::http {
 namespace {
 
 constexpr std::string_view kCannotSend = "cannot send to";
-constexpr long kSendBufferBytes = 256 * 1024;
+// (Larger ones come fresh from the kernel for each request: page faults.)
+constexpr long kSendBufferBytes = 64 * 1024;
 constexpr size_t kMaxBodyBytes = 64 * 1024;
 // What an answer that came before the body was sent may take to come whole.
 constexpr std::chrono::milliseconds kEarlyAnswerTimeout{1000};

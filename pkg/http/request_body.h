@@ -28,7 +28,8 @@ class RequestBody {
     Kind kind = Kind::kBroken;
     std::span<const std::byte> data;  // of kData; valid until the next call
   };
-  static constexpr size_t kPieceBytes = 256 * 1024;
+  // (Larger buffers come fresh from the kernel for each body: page faults.)
+  static constexpr size_t kPieceBytes = 64 * 1024;
 
   // `parser` has read the head, and `buffer` holds what came behind it; of what
   // follows the body it takes nothing out of the socket but what fits into

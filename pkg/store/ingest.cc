@@ -779,7 +779,8 @@ Result<size_t> IngestImpl::WriteChunks(uint64_t offset,
                              ? ChunkEnd(offset)
                              : std::min(offset + data.size(),
                                         (offset / kBlockSize + 1) * kBlockSize);
-  // First of all: what is claimed below is handed on, whatever else happens.
+  pipeline_.AwaitTurn(offset);
+  // Before the claim: what is claimed is handed on, whatever else happens.
   Item item;
   BIM_ASSIGN_OR_RETURN(item.block, pipeline_.TakeBlock(stop));
   item.offset = offset;

@@ -31,6 +31,8 @@ constexpr uint64_t kSyncBytes = 32 << 20;
 constexpr std::chrono::seconds kSyncInterval{2};
 // What the hash stage takes at once of what is read back.
 constexpr uint64_t kReadBack = 16 << 20;
+// How long a turn is awaited.
+constexpr std::chrono::milliseconds kTurn{100};
 
 }  // namespace
 
@@ -57,6 +59,7 @@ void Pipeline::Start(io::SparseFile file, int journal_fd, uint64_t chunk_size,
     to_write_.clear();
     to_hash_.clear();
     hash_next_ = hashed_ = 0;
+    patient_ = true;
     ahead_.clear();
     pushed_ = written_ = 0;
     max_blocks_ = kBaseBlocks + static_cast<size_t>(writers_);
@@ -170,6 +173,17 @@ void Pipeline::Release(std::shared_ptr<Block> block) {
   --blocks_;
 }
 
+void Pipeline::AwaitTurn(uint64_t offset) {
+  std::unique_lock lock(mutex_);
+  if (!options_.sha512 || !patient_) return;
+  // One that was in vain is enough, until something is in order again.
+  if (!changed_.wait_for(lock, kTurn, [&] {
+        return hash_next_ >= offset || !failure_.ok() || !patient_;
+      })) {
+    patient_ = false;
+  }
+}
+
 Status Pipeline::Push(Item item, std::stop_token stop) {
   std::stop_callback wake(stop, [this] {
     std::lock_guard lock(mutex_);
@@ -188,6 +202,7 @@ Status Pipeline::Push(Item item, std::stop_token stop) {
   if (options_.sha512 && item.proven && !item.punch && item.length > 0 &&
       item.offset == hash_next_) {
     queued.handed = true;
+    patient_ = true;
     hash_next_ += item.length;
     Item copy;
     copy.offset = item.offset;
@@ -376,6 +391,7 @@ void Pipeline::RunHash() {
       ahead_.erase(first);
       if (end < all) ahead_.emplace(end, all);
       hash_next_ = end;
+      changed_.notify_all();
       lock.unlock();
       status = HashFromFile(begin, end);
       lock.lock();

@@ -112,6 +112,10 @@ class Pipeline {
   void DropBlock(std::shared_ptr<Block> block);
   // Errors as TakeBlock's; then the item was not taken.
   base::Status Push(Item item, std::stop_token stop);
+  // For items that come a little out of order, from several threads: returns
+  // when what comes before `offset` is on its way to the hash stage, so that it
+  // need not be read back; or soon, if it does not come.
+  void AwaitTurn(uint64_t offset);
   // More writers need more blocks.
   void AddWriter(int count);
 
@@ -190,6 +194,7 @@ class Pipeline {
   std::deque<Item> to_hash_;  // contiguous, up to hash_next_
   uint64_t hash_next_ = 0;    // the next byte that nobody has for hashing
   uint64_t hashed_ = 0;       // bytes
+  bool patient_ = true;       // turns have come of late
   std::map<uint64_t, uint64_t> ahead_;  // begin -> end, proven, not hashed
   uint64_t pushed_ = 0;                 // items
   uint64_t written_ = 0;

@@ -146,12 +146,26 @@ class PushReceiver : public std::enable_shared_from_this<PushReceiver> {
     uint64_t begin = 0;
     uint64_t end = 0;  // within the file
   };
+  using Hold = std::unique_ptr<std::byte[]>;  // of kPiece bytes
 
   void Count(int& counter, int by) {
     std::lock_guard lock(mutex_);
     counter += by;
     last_ = Clock::now();
     changed_.notify_all();
+  }
+  // They are used again: fresh memory costs more than what is done in it. No
+  // more than there are connections.
+  Hold TakeHold() {
+    std::lock_guard lock(mutex_);
+    if (holds_.empty()) return Hold(new std::byte[kPiece]);
+    Hold hold = std::move(holds_.back());
+    holds_.pop_back();
+    return hold;
+  }
+  void DropHold(Hold hold) {
+    std::lock_guard lock(mutex_);
+    holds_.push_back(std::move(hold));
   }
   // An answer that is known to be under way.
   http::Response Answered(int status, std::string body);
@@ -198,6 +212,7 @@ class PushReceiver : public std::enable_shared_from_this<PushReceiver> {
   int running_ = 0;
   int bodies_ = 0;
   Clock::time_point last_ = Clock::now();
+  std::vector<Hold> holds_;  // of nobody
 };
 
 // The body of a request that is refused, so that the sender reads the answer.
@@ -228,8 +243,8 @@ class PushReceiver::DataTaker final : public http::BodyTaker {
       : receiver_(std::move(receiver)),
         interval_(interval),
         position_(interval.begin),
-        hold_(static_cast<size_t>(
-            std::min<uint64_t>(kPiece, interval.end - interval.begin))) {}
+        hold_(receiver_->TakeHold()) {}
+  ~DataTaker() override { receiver_->DropHold(std::move(hold_)); }
 
   Status OnData(std::span<const std::byte> data) override {
     const Running running(*receiver_);
@@ -256,12 +271,12 @@ class PushReceiver::DataTaker final : public http::BodyTaker {
         continue;
       }
       const size_t take = std::min(data.size(), piece - held_);
-      std::memcpy(hold_.data() + held_, data.data(), take);
+      std::memcpy(hold_.get() + held_, data.data(), take);
       held_ += take;
       data = data.subspan(take);
       if (held_ == piece) {
         BIM_RETURN_IF_ERROR(
-            Give(std::span(hold_).first(std::exchange(held_, 0)), stop));
+            Give(std::span(hold_.get(), std::exchange(held_, 0)), stop));
       }
     }
     return base::OkStatus();
@@ -277,7 +292,7 @@ class PushReceiver::DataTaker final : public http::BodyTaker {
     if (wrong_length_) return receiver_->Violation(status);
     if (!status.ok()) {
       // The connection broke. What came of it counts, and may come again.
-      (void)Give(std::span(hold_).first(held_ / 512 * 512),
+      (void)Give(std::span(hold_.get(), held_ / 512 * 512),
                  receiver_->work_.get_token());
       return receiver_->Answered(400, status.message());
     }
@@ -303,8 +318,8 @@ class PushReceiver::DataTaker final : public http::BodyTaker {
 
   const Body receiver_;
   const Interval interval_;
-  uint64_t position_;            // what is before was given
-  std::vector<std::byte> hold_;  // of the piece at position_
+  uint64_t position_;  // what is before was given
+  Hold hold_;          // of the piece at position_
   size_t held_ = 0;
   Status taken_;  // by the ingest
   bool wrong_length_ = false;
