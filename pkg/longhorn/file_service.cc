@@ -142,13 +142,12 @@ class Service {
       std::string_view path) const {
     BIM_ASSIGN_OR_RETURN(const Place place,
                          PlaceOf(path, options_.data_source));
-    BIM_ASSIGN_OR_RETURN(auto images, manager_.ListDirected(place.disk));
-    for (manager::DirectedStatus& image : images) {
-      if (image.name + "-" + image.uuid == place.directory) {
-        return std::optional(std::move(image));
-      }
-    }
-    return std::optional<manager::DirectedStatus>();
+    std::optional<manager::DirectedStatus> found;
+    BIM_RETURN_IF_ERROR(manager_.VisitDirected(
+        place.disk, [&](const manager::DirectedStatus& image) {
+          if (image.name + "-" + image.uuid == place.directory) found = image;
+        }));
+    return found;
   }
   Result<manager::DirectedStatus> Need(std::string_view path) const {
     BIM_ASSIGN_OR_RETURN(auto found, Find(path));
@@ -162,11 +161,11 @@ class Service {
   http::Response List() const {
     auto files = nlohmann::ordered_json::object();
     for (const manager::DiskStatus& disk : manager_.ListDisks()) {
-      const auto images = manager_.ListDirected(disk.uuid);
-      if (!images.ok()) return HttpFailure(images.status());
-      for (const manager::DirectedStatus& image : *images) {
-        files[image.copy.file_path] = FileInfo(image, image.copy.file_path);
-      }
+      const base::Status visited = manager_.VisitDirected(
+          disk.uuid, [&](const manager::DirectedStatus& image) {
+            files[image.copy.file_path] = FileInfo(image, image.copy.file_path);
+          });
+      if (!visited.ok()) return HttpFailure(visited);
     }
     return Json(files);
   }

@@ -138,12 +138,11 @@ class Service final
                                  ::bimrpc::ListResponse* response) override {
     return Reply(context, [&]() -> base::Status {
       BIM_ASSIGN_OR_RETURN(const std::string disk, DiskOf(*context));
-      BIM_ASSIGN_OR_RETURN(const auto images, manager_.ListDirected(disk));
       auto& map = *response->mutable_backing_images();
-      for (const manager::DirectedStatus& image : images) {
-        ToProto(image, &map[image.name]);
-      }
-      return base::OkStatus();
+      return manager_.VisitDirected(disk,
+                                    [&](const manager::DirectedStatus& image) {
+                                      ToProto(image, &map[image.name]);
+                                    });
     }());
   }
 

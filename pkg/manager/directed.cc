@@ -291,7 +291,10 @@ Result<DirectedStatus> ManagerImpl::Direct(DirectedSpec given) {
     spec.source.data_source = !moved;
     copy = Judge(spec, InspectOn(*disk, spec), *disk);
   }
-  BIM_RETURN_IF_ERROR(disk->PutDesired(key, EncodeDesired(Desired{spec})));
+  const bool ready = copy.state == CopyState::kReady;
+  if (!ready) {
+    BIM_RETURN_IF_ERROR(disk->PutDesired(key, EncodeDesired(Desired{spec})));
+  }
   copy.order = Order{spec.source, spec.sha512, spec.size};
   if (copy.state == CopyState::kPending && !copy.found_file &&
       spec.source == SourceSpec()) {
@@ -330,6 +333,7 @@ Result<DirectedStatus> ManagerImpl::Direct(DirectedSpec given) {
     return lost;
   }
   if (failed) Remember(key, disk->uuid());
+  if (ready) RememberSoon(key, disk->uuid());
   Notify();
   return status;
 }
@@ -348,17 +352,17 @@ Result<DirectedStatus> ManagerImpl::GetDirected(std::string_view disk,
   return DirectedStatusOf(key, it->second, entry->expected_uuid);
 }
 
-Result<std::vector<DirectedStatus>> ManagerImpl::ListDirected(
-    std::string_view disk) {
+Status ManagerImpl::VisitDirected(
+    std::string_view disk,
+    const std::function<void(const DirectedStatus&)>& visit) {
   Lock lock(mutex_);
   BIM_ASSIGN_OR_RETURN(const DiskEntry* entry, DirectedDisk(disk));
-  std::vector<DirectedStatus> all;
   for (const auto& [key, image] : images_) {
     if (image.spec.directed && image.copies.count(entry->expected_uuid) != 0) {
-      all.push_back(DirectedStatusOf(key, image, entry->expected_uuid));
+      visit(DirectedStatusOf(key, image, entry->expected_uuid));
     }
   }
-  return all;
+  return base::OkStatus();
 }
 
 Status ManagerImpl::StopDirected(Lock& lock, const ImageKey& key,
@@ -421,6 +425,25 @@ void ManagerImpl::EndRemoval(const ImageKey& key, const std::string& disk_uuid,
   Notify();
 }
 
+// Who writes an image's records now is waited for. Nobody else does any more
+// when its copy is being removed.
+void AwaitDocuments(std::mutex& documents) { std::lock_guard wait(documents); }
+
+Result<std::shared_ptr<store::Disk>> ManagerImpl::BeginDirecting(
+    Directing& turn, Lock& lock, std::string_view disk_name,
+    const ImageKey& key) {
+  if (stopping_) return base::UnavailableError("the daemon is stopping");
+  BIM_ASSIGN_OR_RETURN(const DiskEntry* entry, DirectedDisk(disk_name));
+  const std::string disk_uuid = entry->expected_uuid;
+  BIM_RETURN_IF_ERROR(turn.Begin(*this, lock, disk_uuid, key));
+  std::shared_ptr<store::Disk> disk = UsableDisk(disk_uuid);
+  if (!disk) {
+    return base::UnavailableError("disk '" + disk_uuid +
+                                  "' cannot be used now");
+  }
+  return disk;
+}
+
 Status ManagerImpl::ForgetDirected(std::string_view disk_name,
                                    std::string_view name,
                                    std::string_view uuid) {
@@ -428,25 +451,20 @@ Status ManagerImpl::ForgetDirected(std::string_view disk_name,
   Directing turn;
   std::shared_ptr<store::Disk> disk;
   std::shared_ptr<store::Ingest> ended;
+  std::shared_ptr<std::mutex> documents;
   {
     Lock lock(mutex_);
-    if (stopping_) return base::UnavailableError("the daemon is stopping");
-    BIM_ASSIGN_OR_RETURN(const DiskEntry* entry, DirectedDisk(disk_name));
-    const std::string disk_uuid = entry->expected_uuid;
-    BIM_RETURN_IF_ERROR(turn.Begin(*this, lock, disk_uuid, key));
-    disk = UsableDisk(disk_uuid);
-    if (!disk) {
-      return base::UnavailableError("disk '" + disk_uuid +
-                                    "' cannot be used now");
-    }
+    BIM_ASSIGN_OR_RETURN(disk, BeginDirecting(turn, lock, disk_name, key));
     const auto it = images_.find(key);
-    if (it == images_.end() || it->second.copies.count(disk_uuid) == 0) {
+    if (it == images_.end() || it->second.copies.count(disk->uuid()) == 0) {
       return base::OkStatus();
     }
     if (!it->second.spec.directed) return NotThere(key);
-    BIM_RETURN_IF_ERROR(StopDirected(lock, key, disk_uuid, ended));
+    documents = it->second.documents;
+    BIM_RETURN_IF_ERROR(StopDirected(lock, key, disk->uuid(), ended));
   }
   ended.reset();
+  AwaitDocuments(*documents);
   const Status status = disk->RemoveDesired(key);
   EndRemoval(key, disk->uuid(), status);
   return status;
@@ -464,15 +482,8 @@ Status ManagerImpl::RemoveDirected(std::string_view disk_name,
   bool park = false;
   {
     Lock lock(mutex_);
-    if (stopping_) return base::UnavailableError("the daemon is stopping");
-    BIM_ASSIGN_OR_RETURN(const DiskEntry* entry, DirectedDisk(disk_name));
-    const std::string disk_uuid = entry->expected_uuid;
-    BIM_RETURN_IF_ERROR(turn.Begin(*this, lock, disk_uuid, key));
-    disk = UsableDisk(disk_uuid);
-    if (!disk) {
-      return base::UnavailableError("disk '" + disk_uuid +
-                                    "' cannot be used now");
-    }
+    BIM_ASSIGN_OR_RETURN(disk, BeginDirecting(turn, lock, disk_name, key));
+    const std::string& disk_uuid = disk->uuid();
     for (const auto& [other, image] : images_) {
       if (store::DirName(other) != store::DirName(key) ||
           (other == key && image.spec.directed)) {
@@ -493,11 +504,7 @@ Status ManagerImpl::RemoveDirected(std::string_view disk_name,
     }
   }
   ended.reset();
-  if (documents) {
-    // Who writes its records now is waited for; nobody else does from here on.
-    documents->lock();
-    documents->unlock();
-  }
+  if (documents) AwaitDocuments(*documents);
   Status status;
   desired.removing = true;
   // A crash from here on: the removal is finished at the next start.

@@ -299,6 +299,28 @@ void ManagerImpl::Remember(const ImageKey& key, const std::string& disk_uuid) {
   }
 }
 
+void ManagerImpl::RememberSoon(const ImageKey& key,
+                               const std::string& disk_uuid) {
+  {
+    Lock lock(mutex_);
+    to_remember_.emplace_back(key, disk_uuid);
+    if (std::exchange(remembering_, true)) return;
+  }
+  if (!control_.Submit([this] { RememberAll(); })) RememberAll();
+}
+
+void ManagerImpl::RememberAll() {
+  Lock lock(mutex_);
+  while (!to_remember_.empty()) {
+    const auto [key, disk_uuid] = std::move(to_remember_.front());
+    to_remember_.pop_front();
+    lock.unlock();
+    Remember(key, disk_uuid);
+    lock.lock();
+  }
+  remembering_ = false;
+}
+
 bool ManagerImpl::RepairAsked(const CopyEntry& copy) const {
   return std::any_of(
       copy.verify_tasks.begin(), copy.verify_tasks.end(), [&](uint64_t id) {

@@ -121,6 +121,7 @@ void ManagerImpl::Stop() {
   transfers_.Shutdown();
   scans_.Shutdown();
   control_.Shutdown();
+  RememberAll();
   receivers_.Shutdown();
   senders_.Shutdown();
   // Timers are the loop's: cancelled there, and waited for.

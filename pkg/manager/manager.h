@@ -213,7 +213,9 @@ class Manager {
   // never both.
 
   // Blocks. Registers a copy and looks at what lies at its place: when that
-  // fits, it is ready and the source is never asked. The rest of the work goes
+  // fits, it is ready and the source is never asked (and its registration,
+  // which the caller repeats when it is missing, is made durable soon after;
+  // any other one is before the answer). The rest of the work goes
   // on by itself; its outcome is in the status. A copy that a restart brought
   // back may be registered once more, when size and digest do not contradict.
   // ALREADY_EXISTS ("already exists"): it is registered, or the image is
@@ -224,9 +226,11 @@ class Manager {
   virtual base::Result<DirectedStatus> GetDirected(std::string_view disk,
                                                    std::string_view name,
                                                    std::string_view uuid) = 0;
-  // By name, then uuid.
-  virtual base::Result<std::vector<DirectedStatus>> ListDirected(
-      std::string_view disk) = 0;
+  // Calls `visit` for each directed copy of a disk, by name, then uuid, all as
+  // they are at one moment. `visit` must not call the manager.
+  virtual base::Status VisitDirected(
+      std::string_view disk,
+      const std::function<void(const DirectedStatus&)>& visit) = 0;
   // The uuid of the disk that calls with this `disk` speak of (empty: the
   // first). NOT_FOUND; UNAVAILABLE: not known yet.
   virtual base::Result<std::string> DirectedDiskUuid(std::string_view disk) = 0;

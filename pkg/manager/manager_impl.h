@@ -174,8 +174,9 @@ class ManagerImpl : public Manager {
   base::Result<DirectedStatus> GetDirected(std::string_view disk,
                                            std::string_view name,
                                            std::string_view uuid) override;
-  base::Result<std::vector<DirectedStatus>> ListDirected(
-      std::string_view disk) override;
+  base::Status VisitDirected(
+      std::string_view disk,
+      const std::function<void(const DirectedStatus&)>& visit) override;
   base::Status RemoveDirected(std::string_view disk, std::string_view name,
                               std::string_view uuid) override;
   base::Result<std::string> DirectedDiskUuid(std::string_view disk) override;
@@ -331,6 +332,9 @@ class ManagerImpl : public Manager {
   // Writes what is wanted of a copy, and what became of it, to its disk. Takes
   // the lock.
   void Remember(const ImageKey& key, const std::string& disk_uuid);
+  // The same, soon, on another thread; Stop waits for it.
+  void RememberSoon(const ImageKey& key, const std::string& disk_uuid);
+  void RememberAll();
   // Somebody asked for a repair of this copy. Locked.
   bool RepairAsked(const CopyEntry& copy) const;
   void EndVerify(CopyEntry& copy, const std::string& disk_uuid, bool ok,
@@ -397,6 +401,10 @@ class ManagerImpl : public Manager {
                            CopyEntry& copy, const ImageSpec& spec);
   // The disk of that uuid or path, or the first. Locked.
   base::Result<DiskEntry*> DirectedDisk(std::string_view disk);
+  // The disk, for a change to a directed copy of it. Locked; waits.
+  base::Result<std::shared_ptr<store::Disk>> BeginDirecting(
+      Directing& turn, Lock& lock, std::string_view disk_name,
+      const ImageKey& key);
   DirectedStatus DirectedStatusOf(const ImageKey& key, const ImageEntry& image,
                                   const std::string& disk_uuid);  // locked
 
@@ -467,6 +475,8 @@ class ManagerImpl : public Manager {
   std::set<std::string> busy_disks_;  // paths being claimed
   // Directed copies being registered or removed, by disk uuid.
   std::set<std::pair<std::string, ImageKey>> directing_;
+  std::deque<std::pair<ImageKey, std::string>> to_remember_;
+  bool remembering_ = false;  // somebody works at them
   // Removals that a disk has not seen yet: disk uuid -> images.
   std::map<std::string, std::set<ImageKey>> tombstones_;
   std::map<uint64_t, VerifyTask> verify_tasks_;

@@ -227,11 +227,13 @@ class FakeManager final : public manager::Manager {
     if (!fail.ok()) return fail;
     return directed;
   }
-  base::Result<std::vector<manager::DirectedStatus>> ListDirected(
-      std::string_view disk) override {
+  base::Status VisitDirected(
+      std::string_view disk,
+      const std::function<void(const manager::DirectedStatus&)>& visit)
+      override {
     directed_disk = disk;
-    if (!fail.ok()) return fail;
-    return std::vector<manager::DirectedStatus>{directed};
+    if (fail.ok()) visit(directed);
+    return fail;
   }
   base::Status RemoveDirected(std::string_view disk,
                               std::string_view image_name,
