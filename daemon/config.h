@@ -21,6 +21,9 @@ struct LonghornConfig {
   std::string disk_uuid;  // that the one disk must have; empty: any
   // The IP address where others reach us; empty: that of the connection.
   std::string advertise;
+  // The same for the control plane, which need not be in the network of
+  // transfers: POD_IP of the environment, unless `advertise` is set.
+  std::string outside;
   bool always_push = false;  // also between managers of ours, to measure it
 };
 

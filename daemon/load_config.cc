@@ -360,20 +360,24 @@ void FindAdvertised(const std::string& interface,
                     const Environment& environment,
                     EffectiveConfig& effective) {
   std::string& advertise = effective.config.longhorn.advertise;
+  std::string& outside = effective.config.longhorn.outside;
+  outside = advertise;
   if (!advertise.empty()) return;
   std::string origin = fmt::format("interface {}", interface);
-  advertise = Ipv4Of(interface);
+  outside = advertise = Ipv4Of(interface);
   const auto pod_ip = environment.find("POD_IP");
-  if (advertise.empty() && pod_ip != environment.end() &&
-      !pod_ip->second.empty()) {
+  if (pod_ip != environment.end() && !pod_ip->second.empty()) {
     if (!IsIpAddress(pod_ip->second)) {
       effective.warnings.push_back(fmt::format(
           "environment POD_IP: expected an IP address, found \"{}\": ignored",
           base::Printable(pod_ip->second)));
-      return;
+    } else {
+      outside = pod_ip->second;
+      if (advertise.empty()) {
+        origin = "environment POD_IP";
+        advertise = pod_ip->second;
+      }
     }
-    origin = "environment POD_IP";
-    advertise = pod_ip->second;
   }
   if (advertise.empty()) return;
   effective.values[FindSetting("longhorn.advertise")] = {advertise, origin};

@@ -51,7 +51,8 @@ base::Result<EffectiveConfig> MergeConfig(const std::optional<ConfigFile>& file,
                                           const std::vector<FlagValue>& flags);
 
 // Fills an empty longhorn.advertise: with the IPv4 address of `interface` if it
-// exists and has one, else with POD_IP of the environment. Asks the kernel.
+// exists and has one, else with POD_IP of the environment; and longhorn.outside
+// the other way round. Asks the kernel.
 void FindAdvertised(const std::string& interface,
                     const Environment& environment, EffectiveConfig& effective);
 

@@ -202,7 +202,7 @@ base::Status RunManager(const Config& config, const StateDir& state,
   server_options.data_endpoint = bound.data;
   const auto longhorn_face =
       longhorn::GrpcFace::Make({.download_port = listeners.sync_port,
-                                .download_host = config.longhorn.advertise},
+                                .download_host = config.longhorn.outside},
                                *manager, loop, api_pool);
   server_options.services.push_back(
       {&longhorn_face->service(),

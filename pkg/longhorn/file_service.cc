@@ -1,8 +1,10 @@
 #include "pkg/longhorn/file_service.h"
 
 #include <array>
+#include <chrono>
 #include <memory>
 #include <optional>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -28,6 +30,9 @@ constexpr std::string_view kDownload = "/download";
 constexpr char kContainerRoot[] = "/data";
 // Readers wait for the CPU of this node: fast, not small.
 constexpr int kGzipLevel = 1;
+// How long an upload waits until a file that lies there is judged.
+constexpr std::chrono::seconds kReuseTimeout{600};
+constexpr std::chrono::milliseconds kReuseLook{50};
 
 http::Response Answer(const Status& status) {
   return status.ok() ? http::Response{} : HttpFailure(status);
@@ -131,6 +136,10 @@ class Service {
       if (disks.size() == 1) roots.paths.emplace_back(kContainerRoot);
       auto directory =
           data_source ? ParseTmpPath(path, roots) : ParseImagePath(path, roots);
+      if (directory.ok() && disk.uuid.empty()) {
+        return base::UnavailableError("disk at " + disk.path +
+                                      " cannot be used: " + disk.message);
+      }
       if (directory.ok()) return Place{disk.uuid, *std::move(directory)};
       if (refused.ok()) refused = directory.status();
     }
@@ -161,6 +170,7 @@ class Service {
   http::Response List() const {
     auto files = nlohmann::ordered_json::object();
     for (const manager::DiskStatus& disk : manager_.ListDisks()) {
+      if (disk.uuid.empty()) continue;  // it was never seen
       const base::Status visited = manager_.VisitDirected(
           disk.uuid, [&](const manager::DirectedStatus& image) {
             files[image.copy.file_path] = FileInfo(image, image.copy.file_path);
@@ -226,7 +236,7 @@ class Service {
     http::Response response;
     response.content_type = "application/octet-stream";
     if (request.method == "GET") {
-      response.turns = open->turns;
+      response.turns = open->downloads;
       response.rate = open->rate;
     }
     if (raw == "true") {
@@ -413,8 +423,13 @@ class Service {
           made->copy.state == manager::CopyState::kReady) {
         return {};
       }
-      return ServeUpload(manager_, spec->disk, {spec->name, spec->uuid},
-                         spec->size, request);
+      http::Response response = ServeUpload(
+          manager_, spec->disk, {spec->name, spec->uuid}, spec->size, request);
+      if (response.taker == nullptr && response.status != 200) {
+        // It cannot begin any more: as if it had not been asked for.
+        (void)manager_.RemoveDirected(spec->disk, spec->name, spec->uuid);
+      }
+      return response;
     }
     return HttpFailure(UnknownAction(*name, "one of " + known));
   }
@@ -449,7 +464,22 @@ http::Response HttpFailure(const Status& status) {
 http::Response ServeUpload(manager::Manager& manager, const std::string& disk,
                            const store::ImageKey& key, uint64_t size,
                            const http::Request& request) {
+  const auto until = std::chrono::steady_clock::now() + kReuseTimeout;
   auto upload = manager.BeginUpload(key.name, key.uuid, 0, size, disk);
+  // A file that lies there is looked at first: it may be this one.
+  while (!upload.ok() && std::chrono::steady_clock::now() < until) {
+    const auto copy = manager.GetDirected(disk, key.name, key.uuid);
+    if (!copy.ok() || !copy->checking) break;
+    std::this_thread::sleep_for(kReuseLook);
+    upload = manager.BeginUpload(key.name, key.uuid, 0, size, disk);
+  }
+  if (upload.status().code() == Code::kAlreadyExists) {
+    const auto copy = manager.GetDirected(disk, key.name, key.uuid);
+    if (copy.ok() && copy->copy.state == manager::CopyState::kReady &&
+        copy->size == size) {
+      return {};
+    }
+  }
   if (!upload.ok()) return HttpFailure(upload.status());
   auto taker = std::make_unique<ChunkTaker>(*std::move(upload), size);
   if (Status begun = taker->Begin(request.Field("content-type")); !begun.ok()) {

@@ -141,7 +141,11 @@ class Service final
       auto& map = *response->mutable_backing_images();
       return manager_.VisitDirected(disk,
                                     [&](const manager::DirectedStatus& image) {
-                                      ToProto(image, &map[image.name]);
+                                      // Of those that share a name, the last
+                                      // one.
+                                      auto& entry = map[image.name];
+                                      entry.Clear();
+                                      ToProto(image, &entry);
                                     });
     }());
   }
@@ -166,6 +170,11 @@ class Service final
     base::Status status = spec.status();
     if (status.ok()) {
       status = CheckPresent("from_address", request->from_address());
+    }
+    if (status.ok()) {
+      status = http::ParseHostPort(request->from_address())
+                   .status()
+                   .WithContext("from_address");
     }
     if (!status.ok()) return Reply(context, status);
     spec->source.peers = {request->from_address()};

@@ -47,7 +47,9 @@ class ManagerImpl::Directing {
   // OK, or DEADLINE_EXCEEDED / UNAVAILABLE. `lock` is the manager's, held.
   Status Begin(ManagerImpl& manager, Lock& lock, const std::string& disk_uuid,
                const ImageKey& key) {
-    const std::pair<std::string, ImageKey> what{disk_uuid, key};
+    // By directory: those of two keys may be the same one.
+    const std::pair<std::string, std::string> what{disk_uuid,
+                                                   store::DirName(key)};
     const bool had = manager.jobs_changed_.wait_for(lock, kTurnDeadline, [&] {
       return manager.stopping_ || manager.directing_.count(what) == 0;
     });
@@ -73,7 +75,7 @@ class ManagerImpl::Directing {
 
  private:
   ManagerImpl* manager_ = nullptr;
-  std::pair<std::string, ImageKey> what_;
+  std::pair<std::string, std::string> what_;
 };
 
 ImageSpec ManagerImpl::SpecOf(const ImageEntry& image,
@@ -155,8 +157,12 @@ DirectedStatus ManagerImpl::DirectedStatusOf(const ImageKey& key,
   } else if (status.size == 0 && copy.ingest) {
     status.size = copy.ingest->total_bytes();
   }
+  status.checking =
+      !stopping_ && (copy.found_file || (copy.running != Step::kNone &&
+                                         copy.running != Step::kUpload));
   if (image.turns) {
-    status.readers = static_cast<uint32_t>(image.turns->taken());
+    status.readers =
+        static_cast<uint32_t>(image.turns->taken() + image.downloads->taken());
   }
   return status;
 }
@@ -193,6 +199,8 @@ Result<bool> ManagerImpl::TakeDataSource(const store::Disk& disk,
   if (found.kind != store::Found::Kind::kReady) return false;
   BIM_RETURN_IF_ERROR(store::MoveImage(
       disk, source, key, given.sha512 ? given.sha512->Hex() : ""));
+  // It gave it up: nobody needs its lock any more.
+  (void)disk.root().RemoveFile(store::DataSourceLock(source));
   return true;
 }
 
@@ -273,6 +281,7 @@ Result<DirectedStatus> ManagerImpl::Direct(DirectedSpec given) {
       }
     }
   }
+  BIM_RETURN_IF_ERROR(store::CheckPlace(*disk, KeyOn(key)));
   if (disk->owned()) {
     // Of an earlier try.
     const auto unparked = store::Unpark(*disk, key, spec.size);
@@ -292,7 +301,9 @@ Result<DirectedStatus> ManagerImpl::Direct(DirectedSpec given) {
     copy = Judge(spec, InspectOn(*disk, spec), *disk);
   }
   const bool ready = copy.state == CopyState::kReady;
-  if (!ready) {
+  // Behind the answer only for what lies there anyway, and never when there is
+  // one of before: it might tell to remove it.
+  if (!ready || given.claim_data_source || disk->HasDesired(key)) {
     BIM_RETURN_IF_ERROR(disk->PutDesired(key, EncodeDesired(Desired{spec})));
   }
   copy.order = Order{spec.source, spec.sha512, spec.size};
@@ -308,9 +319,13 @@ Result<DirectedStatus> ManagerImpl::Direct(DirectedSpec given) {
   Status lost;
   {
     Lock lock(mutex_);
+    const auto there = images_.find(key);
     if (UsableDisk(disk->uuid()) != disk) {
       lost = base::UnavailableError("disk " + disk->uuid() +
                                     " cannot be used any more");
+    } else if (there != images_.end() && there->second.removing) {
+      lost =
+          base::UnavailableError(Shown(key) + " is being removed; try again");
     } else {
       ImageEntry& image = images_[key];
       const ImageSpec known = image.spec;
@@ -505,6 +520,13 @@ Status ManagerImpl::RemoveDirected(std::string_view disk_name,
   }
   ended.reset();
   if (documents) AwaitDocuments(*documents);
+  // (What is registered here is ours, whatever its cfg says by now.)
+  if (!documents) {
+    if (Status place = store::CheckPlace(*disk, KeyOn(key)); !place.ok()) {
+      return base::FailedPreconditionError(place.message() +
+                                           ": nothing was removed");
+    }
+  }
   Status status;
   desired.removing = true;
   // A crash from here on: the removal is finished at the next start.

@@ -42,6 +42,7 @@ struct DirectedStatus {
   std::string sender;         // the peer asked for it, "host:port"
   uint32_t readers = 0;       // transfers that send it now
   int64_t mtime_ns = 0;       // of the file as it was proven
+  bool checking = false;      // what lies at its place is being judged
   CopyStatus copy;
 };
 

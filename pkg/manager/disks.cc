@@ -495,7 +495,12 @@ void ManagerImpl::LoadDisk(const std::shared_ptr<store::Disk>& disk) {
     for (const auto& [key, image] : images_) {
       if (IsWantedOn(image.spec, uuid) && !image.removing && !image.ensuring &&
           here.count(key) == 0) {
-        fresh.push_back(Desired{image.spec});
+        if (!image.spec.directed) {
+          fresh.push_back(Desired{image.spec});
+        } else if (const auto copy = image.copies.find(uuid);
+                   copy != image.copies.end()) {
+          fresh.push_back(Desired{SpecOf(image, uuid, copy->second)});
+        }
       }
     }
   }
@@ -698,6 +703,8 @@ Status ManagerImpl::RemoveDisk(const std::string& uuid_or_path, bool force) {
       if (it == image.copies.end()) continue;
       EndVerify(it->second, uuid, false, "the disk was removed");
       image.copies.erase(it);
+      // Nobody directed it to come back with the disk.
+      if (image.spec.directed) std::erase(image.spec.disks, uuid);
       if (image.copies.empty()) {
         gone.push_back(key);
       } else {

@@ -278,6 +278,7 @@ void ManagerImpl::Remember(const ImageKey& key, const std::string& disk_uuid) {
   std::lock_guard writing(*documents);
   std::shared_ptr<store::Disk> disk;
   Desired desired;
+  std::optional<store::ImageRecord> record;
   {
     Lock lock(mutex_);
     const auto it = images_.find(key);
@@ -291,8 +292,13 @@ void ManagerImpl::Remember(const ImageKey& key, const std::string& disk_uuid) {
       return;
     }
     desired = DesiredOf(it->second, disk_uuid, copy->second);
+    if (it->second.spec.directed && copy->second.state == CopyState::kReady &&
+        disk->owned()) {
+      record = copy->second.record;
+    }
   }
-  const Status put = disk->PutDesired(key, EncodeDesired(desired));
+  Status put = disk->PutDesired(key, EncodeDesired(desired));
+  if (put.ok() && record) put = store::KeepRecord(*disk, *record);
   if (!put.ok()) {
     BIM_LOG_WARN("disk {}: cannot remember the state of image {}: {}",
                  disk_uuid, key.name, put.message());

@@ -325,6 +325,20 @@ void ManagerImpl::AwaitEnsured(Lock& lock, std::string_view name) {
   });
 }
 
+Status ManagerImpl::AwaitDirecting(Lock& lock, std::string_view name) {
+  const std::string prefix = std::string(name) + "-";  // of any uuid
+  const bool had = jobs_changed_.wait_for(lock, std::chrono::seconds(30), [&] {
+    return stopping_ || std::none_of(directing_.begin(), directing_.end(),
+                                     [&](const auto& one) {
+                                       return one.second.starts_with(prefix);
+                                     });
+  });
+  if (stopping_) return base::UnavailableError("the daemon is stopping");
+  if (had) return base::OkStatus();
+  return base::UnavailableError("another call for image '" + std::string(name) +
+                                "' did not end in time; try again");
+}
+
 Manager::Ensured ManagerImpl::ChangePeers(Lock& lock, const ImageKey& key,
                                           ImageSpec spec) {
   ImageEntry& image = images_.at(key);
@@ -358,7 +372,7 @@ Result<Manager::Ensured> ManagerImpl::Ensure(ImageSpec given) {
     if (stopping_) return base::UnavailableError("the daemon is stopping");
     BIM_ASSIGN_OR_RETURN(spec, Resolve(std::move(given)));
     AwaitEnsured(lock, spec.name);
-    if (stopping_) return base::UnavailableError("the daemon is stopping");
+    BIM_RETURN_IF_ERROR(AwaitDirecting(lock, spec.name));
     if (spec.uuid.empty()) {
       // The image of this name and spec, if there is one.
       const auto first = images_.lower_bound({spec.name, ""});
@@ -525,6 +539,7 @@ Status ManagerImpl::Remove(std::string_view name, std::string_view uuid,
     Lock lock(mutex_);
     if (stopping_) return base::UnavailableError("the daemon is stopping");
     AwaitEnsured(lock, name);
+    BIM_RETURN_IF_ERROR(AwaitDirecting(lock, name));
     BIM_ASSIGN_OR_RETURN(auto it, Find(name, uuid));
     key = it->first;
     ImageEntry& image = it->second;
@@ -717,7 +732,7 @@ Result<OpenImage> ManagerImpl::Open(std::string_view name,
   ImageKey key;
   std::vector<std::pair<std::shared_ptr<store::Disk>, store::ImageRecord>>
       ready;
-  std::shared_ptr<exec::Turns> turns;
+  std::shared_ptr<exec::Turns> turns, downloads;
   {
     Lock lock(mutex_);
     BIM_ASSIGN_OR_RETURN(auto it, Find(name, uuid));
@@ -749,8 +764,10 @@ Result<OpenImage> ManagerImpl::Open(std::string_view name,
     }
     if (!it->second.turns) {
       it->second.turns = exec::Turns::Make(options_.readers_per_image);
+      it->second.downloads = exec::Turns::Make(kMaxDownloads);
     }
     turns = it->second.turns;
+    downloads = it->second.downloads;
   }
   Status last;
   for (const auto& [disk, record] : ready) {
@@ -768,8 +785,8 @@ Result<OpenImage> ManagerImpl::Open(std::string_view name,
                                            " was modified and is not ready");
       continue;
     }
-    return OpenImage{*std::move(fd), record.stamp, record.sha512.Hex(), turns,
-                     send_rate_};
+    return OpenImage{*std::move(fd), record.stamp, record.sha512.Hex(),
+                     turns,          downloads,    send_rate_};
   }
   return last;
 }

@@ -79,6 +79,7 @@ struct OpenImage {
   store::FileStamp stamp;  // as it was proven
   std::string sha512_hex;
   std::shared_ptr<exec::Turns> turns;       // of this image's readers
+  std::shared_ptr<exec::Turns> downloads;   // those of people, kept apart
   std::shared_ptr<exec::RateLimiter> rate;  // of all that is sent
 };
 

@@ -46,6 +46,7 @@ inline constexpr size_t kMaxUploads = 32;
 // push to us, on the whole node.
 inline constexpr size_t kMaxSends = 32;
 inline constexpr size_t kReceiveThreads = 16;
+inline constexpr size_t kMaxDownloads = 64;  // of one image at a time
 // How long verified bytes of a failed copy that was removed are kept.
 inline constexpr std::chrono::hours kParkedFor{1};
 
@@ -107,6 +108,7 @@ struct ImageEntry {
   bool removing = false;
   bool ensuring = false;  // being written to the disks for the first time
   std::shared_ptr<exec::Turns> turns;  // of its readers; made when first read
+  std::shared_ptr<exec::Turns> downloads;  // the same
   // Held while its desired records are written. Before the manager's mutex.
   std::shared_ptr<std::mutex> documents = std::make_shared<std::mutex>();
 };
@@ -401,6 +403,12 @@ class ManagerImpl : public Manager {
                            CopyEntry& copy, const ImageSpec& spec);
   // The disk of that uuid or path, or the first. Locked.
   base::Result<DiskEntry*> DirectedDisk(std::string_view disk);
+  // Where the files of an image lie, in this kind of process.
+  ImageKey KeyOn(const ImageKey& key) const {
+    return {key.name, key.uuid,
+            options_.data_source ? store::Place::kDataSource
+                                 : store::Place::kImages};
+  }
   // The disk, for a change to a directed copy of it. Locked; waits.
   base::Result<std::shared_ptr<store::Disk>> BeginDirecting(
       Directing& turn, Lock& lock, std::string_view disk_name,
@@ -421,6 +429,9 @@ class ManagerImpl : public Manager {
   // --- manager.cc
   // Waits, at most 30 s, while an image is being Ensured for the first time.
   void AwaitEnsured(Lock& lock, std::string_view name);
+  // Until no call changes directed copies of such a name. UNAVAILABLE: not in
+  // time.
+  base::Status AwaitDirecting(Lock& lock, std::string_view name);
   base::Result<std::map<ImageKey, ImageEntry>::iterator> Find(
       std::string_view name, std::string_view uuid);  // locked
   base::Result<ImageSpec> Resolve(ImageSpec spec);    // locked
@@ -474,7 +485,7 @@ class ManagerImpl : public Manager {
   std::vector<DiskEntry> disks_;
   std::set<std::string> busy_disks_;  // paths being claimed
   // Directed copies being registered or removed, by disk uuid.
-  std::set<std::pair<std::string, ImageKey>> directing_;
+  std::set<std::pair<std::string, std::string>> directing_;  // disk, directory
   std::deque<std::pair<ImageKey, std::string>> to_remember_;
   bool remembering_ = false;  // somebody works at them
   // Removals that a disk has not seen yet: disk uuid -> images.

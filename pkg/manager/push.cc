@@ -108,6 +108,22 @@ ManagerImpl::JobEnd ManagerImpl::Receive(const Job& job) {
   if (!end.ingest) return end;
   std::stop_source receiving;
   const std::stop_callback forward(job.stop, [&] { receiving.request_stop(); });
+  transfer::PushReceiveSpec spec;
+  spec.expected_size = source.convert.empty() ? job.spec.size : 0;
+  if (source.volume) spec.expected_size = source.volume->size;
+  // What is left is gone on with by the next one that pushes it.
+  // (What it has is compared with that, interval by interval.) A data source
+  // that failed leaves nothing.
+  if (job.disk->owned()) spec.validator = "push:" + job.key.uuid;
+  spec.max_size = options_.transfer.max_image_size;
+  spec.limiter = &peer_rate_;
+  spec.progress = job.progress.get();
+  // First: who is asked waits no longer than 2 minutes.
+  if (Status restored =
+          transfer::RestorePushed(*end.ingest, spec, receiving.get_token());
+      !restored.ok()) {
+    return fail(std::move(restored));
+  }
   std::optional<Asking> asking;
   if (source.volume) {
     asking.emplace(
@@ -123,16 +139,6 @@ ManagerImpl::JobEnd ManagerImpl::Receive(const Job& job) {
         },
         receiving);
   }
-  transfer::PushReceiveSpec spec;
-  spec.expected_size = source.convert.empty() ? job.spec.size : 0;
-  if (source.volume) spec.expected_size = source.volume->size;
-  // What is left is gone on with by the next one that pushes it.
-  // (What it has is compared with that, interval by interval.) A data source
-  // that failed leaves nothing.
-  if (job.disk->owned()) spec.validator = "push:" + job.key.uuid;
-  spec.max_size = options_.transfer.max_image_size;
-  spec.limiter = &peer_rate_;
-  spec.progress = job.progress.get();
   transfer::PullResult pulled = transfer::ReceivePush(
       *end.ingest, std::move(listener->fd), loop_, receivers_, spec,
       [&] { JobState(job, CopyState::kInProgress, ""); },

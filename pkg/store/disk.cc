@@ -486,6 +486,10 @@ Status Disk::PutDesired(const ImageKey& key, std::string_view json) const {
   return root_.ReplaceFile(DesiredFile(key), json, 0600);
 }
 
+bool Disk::HasDesired(const ImageKey& key) const {
+  return owned_ && root_.Stat(DesiredFile(key)).ok();
+}
+
 Status Disk::RemoveDesired(const ImageKey& key) const {
   if (!owned_) return base::OkStatus();
   BIM_RETURN_IF_ERROR(root_.RemoveFile(DesiredFile(key)));

@@ -119,6 +119,7 @@ class Disk {
   // Durable on return. A data source keeps none: nothing is done.
   base::Status PutDesired(const ImageKey& key, std::string_view json) const;
   base::Status RemoveDesired(const ImageKey& key) const;
+  bool HasDesired(const ImageKey& key) const;
 
  private:
   Disk() = default;

@@ -175,6 +175,7 @@ class IngestImpl : public Ingest {
   uint64_t position() override;
   uint64_t stored_bytes() const override { return pipeline_.stored_bytes(); }
   uint64_t total_bytes() const override { return total_.load(); }
+  void ExpectSha512(const Digest& digest) override { told_sha512_ = digest; }
   Result<ImageRecord> Commit(std::stop_token stop) override;
   void Suspend() override;
   Status Discard() override;
@@ -246,6 +247,7 @@ class IngestImpl : public Ingest {
   const IngestOptions options_;
   const bool hash_whole_;
 
+  std::optional<Digest> told_sha512_;
   Journal partial_;
   bool begun_ = false;
   bool restored_ = false;  // began with bytes of an earlier process
@@ -1284,6 +1286,7 @@ Status IngestImpl::CheckDigests(const ImageRecord& record) const {
         options_.reference->sha512.Hex() + ", found " + record.sha512.Hex());
   }
   BIM_RETURN_IF_ERROR(compare(options_.expect_sha512, record.sha512));
+  if (hash_whole_) BIM_RETURN_IF_ERROR(compare(told_sha512_, record.sha512));
   return compare(options_.expect_sha256, record.sha256);
 }
 

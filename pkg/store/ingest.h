@@ -160,6 +160,9 @@ class Ingest {
   // The size of the whole file; 0 while it is not known. From any thread.
   virtual uint64_t total_bytes() const = 0;
 
+  // What the whole must be, told late: Commit compares with it, too. (Not with
+  // trust_reference: the whole is not hashed.)
+  virtual void ExpectSha512(const base::Digest& digest) = 0;
   // All bytes were given, all writers are gone: makes them durable, checks
   // size, digests and the format's safety rules, and publishes the file.
   // UNAVAILABLE: bytes are missing, or the disk cannot be used.

@@ -83,6 +83,11 @@ Status FinishPublish(const Disk& disk, ImageRecord& record,
   BIM_RETURN_IF_ERROR(dir.Sync());
   BIM_FAILPOINT("store.commit.dir_synced");
   BIM_ASSIGN_OR_RETURN(struct stat st, root.Stat(DataFile(record.key)));
+  // What was proven, and nothing else.
+  if (!Matches(record.stamp, StampOf(st))) {
+    return base::AbortedError(disk.path() + "/" + DataFile(record.key) +
+                              " is not the file that was proven any more");
+  }
   record.stamp = StampOf(st);
   BIM_RETURN_IF_ERROR(WriteConfig(disk, record,
                                   static_cast<uint64_t>(st.st_blocks) * 512,
@@ -137,10 +142,8 @@ std::string Openers(const struct stat& file) {
 
 }  // namespace
 
-Status MakeImageDir(const Disk& disk, const ImageKey& key) {
+Status CheckPlace(const Disk& disk, const ImageKey& key) {
   const io::Dir& root = disk.root();
-  BIM_RETURN_IF_ERROR(root.MakeDir(ImageDir(key), 0755));
-  const bool own_dir = key.place == Place::kImages;
   if (const auto owner = ReadOwnerOfRecord(root, key);
       owner.ok() && *owner != key) {
     return base::AlreadyExistsError("the place " + disk.path() + "/" +
@@ -154,6 +157,14 @@ Status MakeImageDir(const Disk& disk, const ImageKey& key) {
         "the place " + disk.path() + "/" + DataFile(key) +
         " is that of another image, with uuid '" + config->uuid + "'");
   }
+  return base::OkStatus();
+}
+
+Status MakeImageDir(const Disk& disk, const ImageKey& key) {
+  const io::Dir& root = disk.root();
+  BIM_RETURN_IF_ERROR(root.MakeDir(ImageDir(key), 0755));
+  const bool own_dir = key.place == Place::kImages;
+  BIM_RETURN_IF_ERROR(CheckPlace(disk, key));
   BIM_ASSIGN_OR_RETURN(io::Dir parent,
                        root.OpenDir(own_dir ? kImagesDir : "."));
   BIM_RETURN_IF_ERROR(parent.Sync());
@@ -173,6 +184,11 @@ Result<ImageRecord> Publish(const Disk& disk, const ImageKey& key, int fd,
     return base::ErrnoError(errno, "cannot set the mode of the image");
   }
   BIM_ASSIGN_OR_RETURN(struct stat st, StatFd(fd));
+  BIM_ASSIGN_OR_RETURN(struct stat there, root.Stat(TempFile(key)));
+  if (there.st_ino != st.st_ino || there.st_dev != st.st_dev) {
+    return base::AbortedError(disk.path() + "/" + TempFile(key) +
+                              " is not the file that was written any more");
+  }
   record.stamp = StampOf(st);
   // Sealed: the rename to come changes ctime. What Inspect finds with such a
   // record was complete, durable and proven.
@@ -185,6 +201,11 @@ Result<ImageRecord> Publish(const Disk& disk, const ImageKey& key, int fd,
   BIM_FAILPOINT("store.commit.renamed");
   BIM_RETURN_IF_ERROR(FinishPublish(disk, record, expected_checksum));
   return record;
+}
+
+Status KeepRecord(const Disk& disk, const ImageRecord& record) {
+  if (disk.root().Stat(RecordFile(record.key)).ok()) return base::OkStatus();
+  return disk.root().ReplaceFile(RecordFile(record.key), EncodeRecord(record));
 }
 
 Status WriteRecord(const Disk& disk, const ImageRecord& record,
@@ -465,10 +486,14 @@ Status RemoveDataSourceRemains(const Disk& disk, const ImageKey& key) {
   const ImageKey source{key.name, key.uuid, Place::kDataSource};
   const io::Dir& root = disk.root();
   if (!root.Stat(kDataSourceDir).ok()) return base::OkStatus();
-  const auto lock = root.OpenFile(DataSourceLock(source), O_RDONLY);
-  if (lock.ok() && ::flock(lock->get(), LOCK_EX | LOCK_NB) != 0) {
-    return base::OkStatus();
-  }
+  // Held until all is gone, also by one that begins meanwhile.
+  BIM_ASSIGN_OR_RETURN(
+      const UniqueFd lock,
+      root.OpenFile(DataSourceLock(source), O_RDONLY | O_CREAT, 0644));
+  if (::flock(lock.get(), LOCK_EX | LOCK_NB) != 0) return base::OkStatus();
+  BIM_ASSIGN_OR_RETURN(const struct stat held, StatFd(lock.get()));
+  const auto named = root.Stat(DataSourceLock(source));
+  if (!named.ok() || named->st_ino != held.st_ino) return base::OkStatus();
   BIM_RETURN_IF_ERROR(RemovePartial(disk, source));
   BIM_RETURN_IF_ERROR(RemoveImage(disk, StagingKey(key), true));
   return root.RemoveFile(DataSourceLock(source));

@@ -24,9 +24,18 @@ base::Result<ImageRecord> Publish(const Disk& disk, const ImageKey& key, int fd,
                                   ImageRecord record, mode_t file_mode,
                                   const std::string& expected_checksum);
 
-// Makes (and makes durable) the directory of an image. ALREADY_EXISTS when it
-// is that of another one.
+// ALREADY_EXISTS: by its record or Longhorn's cfg the file at the image's place
+// is that of another one, whose name and uuid make the same directory.
+base::Status CheckPlace(const Disk& disk, const ImageKey& key);
+
+// Makes (and makes durable) the directory of an image. ALREADY_EXISTS as
+// CheckPlace.
 base::Status MakeImageDir(const Disk& disk, const ImageKey& key);
+
+// Writes the record of a ready file that Longhorn's cfg vouches for, so that a
+// later change of the file is noticed as one. Nothing when there is one
+// already.
+base::Status KeepRecord(const Disk& disk, const ImageRecord& record);
 
 // Writes record and cfg of the ready file as they are now.
 base::Status WriteRecord(const Disk& disk, const ImageRecord& record,

@@ -58,9 +58,9 @@ http::Response Json(std::string body) {
   return Answer(200, std::move(body), "application/json");
 }
 
-// The value of `name` in a query of names and numbers: decimal digits, once.
-base::Result<uint64_t> QueryNumber(std::string_view query,
-                                   std::string_view name) {
+// The value of `name` in a query of plain names and values, given at most once.
+base::Result<std::string_view> QueryValue(std::string_view query,
+                                          std::string_view name) {
   std::optional<std::string_view> found;
   while (!query.empty()) {
     const std::string_view pair = query.substr(0, query.find('&'));
@@ -74,7 +74,13 @@ base::Result<uint64_t> QueryNumber(std::string_view query,
     found = equals == std::string_view::npos ? std::string_view()
                                              : pair.substr(equals + 1);
   }
-  const std::string_view text = found.value_or(std::string_view());
+  return found.value_or(std::string_view());
+}
+
+// The same of decimal digits, which must be there.
+base::Result<uint64_t> QueryNumber(std::string_view query,
+                                   std::string_view name) {
+  BIM_ASSIGN_OR_RETURN(const std::string_view text, QueryValue(query, name));
   uint64_t number = 0;
   const auto [end, error] =
       std::from_chars(text.data(), text.data() + text.size(), number);
@@ -85,6 +91,20 @@ base::Result<uint64_t> QueryNumber(std::string_view query,
                                       base::Printable(text) + "'");
   }
   return number;
+}
+
+// The SHA-512 of the whole that a close tells; methods that are not known are
+// no concern.
+base::Result<std::optional<base::Digest>> ToldSha512(std::string_view query) {
+  BIM_ASSIGN_OR_RETURN(const std::string_view method,
+                       QueryValue(query, "checksumMethod"));
+  BIM_ASSIGN_OR_RETURN(const std::string_view text,
+                       QueryValue(query, "checksum"));
+  if (method != "sha512" || text.empty()) return std::optional<base::Digest>();
+  BIM_ASSIGN_OR_RETURN(
+      base::Digest digest,
+      base::Digest::FromHex(base::DigestAlgorithm::kSha512, std::string(text)));
+  return std::optional(std::move(digest));
 }
 
 // What one receive and its requests share. Lives until the last of them is
@@ -108,6 +128,7 @@ class PushReceiver : public std::enable_shared_from_this<PushReceiver> {
   const Outcome& outcome() const { return outcome_; }
   bool opened() const { return opened_; }
   uint64_t resumed_bytes() const { return resumed_; }
+  const std::optional<base::Digest>& told() const { return told_; }
 
  private:
   class DataTaker;
@@ -174,7 +195,7 @@ class PushReceiver : public std::enable_shared_from_this<PushReceiver> {
   http::Response GetChecksum(const http::Request& request);
   http::Response SendHole(const http::Request& request);
   http::Response WriteData(const http::Request& request);
-  http::Response Close();
+  http::Response Close(const http::Request& request);
   Status CheckSize(uint64_t size) const;
   Status Begin(uint64_t size);
   base::Result<Interval> ParseInterval(const std::string& query) const;
@@ -206,7 +227,8 @@ class PushReceiver : public std::enable_shared_from_this<PushReceiver> {
   Outcome outcome_;
   bool opened_ = false;
   bool closed_ = false;
-  bool unread_ = false;  // a refused body was not read to its end
+  std::optional<base::Digest> told_;  // of the whole, by the sender
+  bool unread_ = false;               // a refused body was not read to its end
   uint64_t size_ = 0;
   uint64_t resumed_ = 0;
   int running_ = 0;
@@ -375,7 +397,7 @@ http::Response PushReceiver::Dispatch(const http::Request& request) {
   if (name == "getRecordedMetadata") {
     return Answer(404, "no metadata is recorded here");
   }
-  return Refuse(request, Close());
+  return Refuse(request, Close(request));
 }
 
 Status PushReceiver::CheckOpen() {
@@ -529,13 +551,19 @@ http::Response PushReceiver::WriteData(const http::Request& request) {
   return response;
 }
 
-http::Response PushReceiver::Close() {
-  std::lock_guard lock(mutex_);
-  // Senders close what failed as well.
-  if (!opened_ && outcome_.status.ok()) {
-    return Answer(400, "expected " + std::string(kPrefix) + "open first");
+http::Response PushReceiver::Close(const http::Request& request) {
+  {
+    std::lock_guard lock(mutex_);
+    // Senders close what failed as well.
+    if (!opened_ && outcome_.status.ok()) {
+      return Answer(400, "expected " + std::string(kPrefix) + "open first");
+    }
   }
+  const auto told = ToldSha512(request.query);
+  if (!told.ok()) return Violation(told.status().WithContext("close"));
+  std::lock_guard lock(mutex_);
   closed_ = true;
+  if (*told && !told_) told_ = *told;
   changed_.notify_all();
   return Answer(200, "");
 }
@@ -676,27 +704,13 @@ Outcome FromIngest(Status status) {
   return {failure, std::move(status), std::nullopt};
 }
 
-// Goes on with what an earlier process left. It takes a while: senders try
-// their open again.
-Status RestorePartial(store::Ingest& ingest, const PushReceiveSpec& spec,
-                      const std::stop_token& stop) {
-  if (ingest.begun()) return base::OkStatus();
-  const bool same =
-      !spec.validator.empty() && ingest.partial_validator() == spec.validator;
-  if (!same && !ingest.reference()) return base::OkStatus();
-  if (spec.expected_size != 0 && ingest.partial_size() != spec.expected_size) {
-    return base::OkStatus();
-  }
-  return ingest.Restore(stop);
-}
-
 // Everything up to the last byte.
 Outcome Receive(store::Ingest& ingest, base::UniqueFd listener,
                 exec::EventLoop& loop, exec::WorkerPool& pool,
                 const PushReceiveSpec& spec,
                 const std::function<void()>& on_bytes, PullResult& result,
                 const std::stop_token& stop) {
-  if (Status restored = RestorePartial(ingest, spec, stop); !restored.ok()) {
+  if (Status restored = RestorePushed(ingest, spec, stop); !restored.ok()) {
     return FromIngest(std::move(restored));
   }
   auto receiver = std::make_shared<PushReceiver>(ingest, spec);
@@ -734,10 +748,23 @@ Outcome Receive(store::Ingest& ingest, base::UniqueFd listener,
                 Number(size) + " bytes came"),
             {}};
   }
+  if (receiver->told()) ingest.ExpectSha512(*receiver->told());
   return outcome;
 }
 
 }  // namespace
+
+Status RestorePushed(store::Ingest& ingest, const PushReceiveSpec& spec,
+                     std::stop_token stop) {
+  if (ingest.begun()) return base::OkStatus();
+  const bool same =
+      !spec.validator.empty() && ingest.partial_validator() == spec.validator;
+  if (!same && !ingest.reference()) return base::OkStatus();
+  if (spec.expected_size != 0 && ingest.partial_size() != spec.expected_size) {
+    return base::OkStatus();
+  }
+  return ingest.Restore(stop);
+}
 
 PullResult ReceivePush(store::Ingest& ingest, base::UniqueFd listener,
                        exec::EventLoop& loop, exec::WorkerPool& pool,
@@ -751,6 +778,11 @@ PullResult ReceivePush(store::Ingest& ingest, base::UniqueFd listener,
   auto record = ingest.Commit(stop);
   if (!record.ok()) {
     result.outcome = FromIngest(record.status());
+    // Not proven of the sender's bytes: some were here before.
+    if (result.outcome.failure == Failure::kPermanent &&
+        result.resumed_bytes > 0) {
+      result.outcome.failure = Failure::kWrong;
+    }
     return result;
   }
   result.record = *std::move(record);

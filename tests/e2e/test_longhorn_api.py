@@ -38,6 +38,19 @@ def test_a_file_left_by_upstream_is_taken_without_reading_it(
     assert client.get("i3", "u3").spec.name == "i3"
 
 
+def test_of_two_that_share_a_name_the_list_shows_one(
+        start_daemon, disks, longhorn):
+    disk = disks.directory("one")
+    leave_image(disk.path, "n", "2", DATA, SUM)
+    client = longhorn(start_daemon([disk]))
+    client.fetch("n", "1", size=1024, checksum="0" * 128)
+    client.wait("n", "1", "failed")
+    client.fetch("n", "2")
+    (listed,) = client.list().values()
+    assert listed == client.get("n", "2")
+    assert listed.status.error_msg == "" and listed.spec.checksum == ""
+
+
 def test_expected_and_current_checksum_are_apart(start_daemon, disks, longhorn):
     disk = disks.directory("one")
     leave_image(disk.path, "a", "u", DATA, SUM)

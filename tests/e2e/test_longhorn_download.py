@@ -8,7 +8,7 @@ import zlib
 import pytest
 
 from lib import images
-from lib.deadline import scaled, wait_until
+from lib.deadline import SLOWDOWN, scaled, wait_until
 from lib.images import KIB, MIB
 from lib.longhorn import config_of, leave_image
 from lib.longhorn_daemon import PeakMemory, Reader, image_path, request
@@ -146,6 +146,21 @@ def test_a_reader_that_goes_away_is_noticed(manager, client, disk, query):
     assert client.get("a", UUID).status.sending_reference == 0
 
 
+def test_stalled_readers_hold_up_nobody(manager, client, disk, receiver):
+    data = images.random_bytes(BIG, 3)
+    path = ready(client, disk, data=data)
+    target = manager.files.target(path, "/download")
+    readers = [Reader(manager.sync_address, target) for _ in range(5)]
+    assert sending(manager, path) == 5
+    assert gzip.decompress(manager.files.download(path).body) == data
+    to = receiver()
+    client.send("a", UUID, to.address)
+    to.wait_closed()
+    assert images.file_sha512(to.path) == images.sha512(data)
+    for reader in readers:
+        reader.go_away()
+
+
 def test_delete_ends_a_download(manager, client, disk):
     path = ready(client, disk, data=images.random_bytes(BIG, 3))
     reader = Reader(manager.sync_address, manager.files.target(path, "/download"))
@@ -188,5 +203,7 @@ def test_the_memory_is_bounded(manager, client, disk, query):
             unpacked_size += len(piece if query else unpack.decompress(piece))
         connection.close()
     assert unpacked_size == size and (query or received < size // 2)
-    assert memory.peak - before < 48 * KIB, f"{before} KiB, then {memory.peak}"
+    # (A sanitizer keeps what was freed for a while.)
+    assert memory.peak - before < 48 * KIB * (8 if SLOWDOWN > 1 else 1), \
+        f"{before} KiB, then {memory.peak}"
     assert os.stat(backing).st_blocks * 512 < size // 4

@@ -1,6 +1,7 @@
 """The HTTP sync service: its requests, its answers, its errors."""
 
 import os
+from urllib.parse import quote
 
 import pytest
 
@@ -10,7 +11,7 @@ from lib.disks import stamp
 from lib.images import MIB
 from lib.longhorn import go_time, leave_image
 from lib.longhorn_daemon import (FILE_INFO, FORM_HEADERS, form, free_ports,
-                                 image_path)
+                                 image_path, request)
 
 DATA = images.random_bytes(2 * MIB + 512, 5)
 SUM = images.sha512(DATA)
@@ -241,6 +242,49 @@ def test_upload(manager, disk):
     info = manager.files.wait(image_path("new", UUID), "ready")
     assert info["currentChecksum"] == SUM
     assert disk.ready_file("new", UUID).read_bytes() == DATA
+
+
+def leave(disk, data):
+    """A file at the place of the new image, without cfg."""
+    file = disk.ready_file("new", UUID)
+    file.parent.mkdir(parents=True)
+    file.write_bytes(data)
+
+
+def test_an_upload_of_what_lies_there(manager, disk):
+    leave(disk, DATA)
+    act(manager, "upload", actions(disk)["upload"][0]).ok()
+    info = manager.files.wait(image_path("new", UUID), "ready")
+    assert info["currentChecksum"] == SUM
+
+
+def test_an_upload_in_the_place_of_another_file(manager, disk):
+    leave(disk, DATA[:1024])
+    act(manager, "upload", actions(disk)["upload"][0]).ok()
+    info = manager.files.wait(image_path("new", UUID), "ready")
+    assert info["currentChecksum"] == SUM
+    assert disk.ready_file("new", UUID).read_bytes() == DATA
+
+
+def test_a_disk_that_was_never_seen(start_daemon, disks, longhorn):
+    """A path on it is not one of the first disk."""
+    one, two = disks.directory("one"), disks.directory("two")
+    two.path.rename(two.path.with_name("away"))
+    daemon = start_daemon([one, two],
+                          {"longhorn": {"sync_listen": "127.0.0.1:0"}})
+    client = longhorn(daemon, one.path)
+    file = leave_image(one.path, "a", UUID, DATA, SUM)
+    client.fetch("a", UUID)
+    address = daemon.endpoint["sync"]
+
+    def call(method, disk):
+        path = quote(str(disk.ready_file("a", UUID)), safe="")
+        return request(address, method, f"/v1/files/{path}")
+    assert call("GET", one).json()["currentChecksum"] == SUM
+    for method in ("GET", "DELETE"):
+        call(method, two).bad(two.path, "cannot be used", status=500)
+    assert len(request(address, "GET", "/v1/files").json()) == 1
+    assert file.read_bytes() == DATA and "a" in client.list()
 
 
 def test_receive_from_peer(manager, disk, files, push):

@@ -9,7 +9,7 @@ import pytest
 
 from lib import images
 from lib.client import refused
-from lib.deadline import wait_until
+from lib.deadline import SLOWDOWN, wait_until
 from lib.images import KIB, MIB
 from lib.longhorn_daemon import image_path
 from lib.ssync import BATCH
@@ -41,14 +41,19 @@ def image(client, disk):
     return image
 
 
+@pytest.fixture
+def ways(manager, client):
+    """Both ways to ask for it, each a function of a receiver."""
+    return {
+        "Send": lambda to: client.send(NAME, UUID, to.address),
+        "sendToPeer": lambda to: manager.files.act(
+            image_path(NAME, UUID), "sendToPeer", to_address=to.address).ok()}
+
+
 @pytest.fixture(params=["Send", "sendToPeer"])
-def send(request, manager, client):
-    """send(receiver): one of both ways to ask for it."""
-    def by_http(to):
-        manager.files.act(image_path(NAME, UUID), "sendToPeer",
-                          to_address=to.address).ok()
-    return (by_http if request.param == "sendToPeer"
-            else lambda to: client.send(NAME, UUID, to.address))
+def send(request, ways):
+    """send(receiver): one of both ways."""
+    return ways[request.param]
 
 
 def sending(client):
@@ -163,8 +168,7 @@ def test_a_fourth_over_http(manager, client, image, receiver):
 
 @pytest.mark.timeout(200)
 @pytest.mark.parametrize("options", [
-    {"refuse_open": True}, {"fail_at": 4}, {"break_at": 4}, {"break_at": 1},
-    {"stop_at": 1}, {"stop_at": 5}],
+    {"refuse_open": True}, {"fail_at": 4}, {"break_at": 4}, {"break_at": 1}],
     ids=lambda o: "-".join(map(str, [*o, *o.values()])))
 def test_a_receiver_that_fails(client, image, send, receiver, options):
     """Whatever it does, the sender is done with it in bounded time."""
@@ -178,6 +182,31 @@ def test_a_receiver_that_fails(client, image, send, receiver, options):
     send(good)
     good.wait_closed()
     got(good, image)
+
+
+@pytest.mark.timeout(250)
+def test_receivers_that_fall_silent(client, image, ways, receiver):
+    """At once, since each is waited for."""
+    def begin(way, **options):
+        to = receiver(**options)
+        in_the_background(ways[way], to)
+        wait_until(lambda: to.seen.requests, "a first request")
+    began = time.monotonic()
+    begin("Send", stop_at=1)
+    begin("sendToPeer", stop_at=1)
+    begin("Send", stop_at=5)
+    wait_sending(client, 3)
+    wait_sending(client, 2, 60)
+    begin("sendToPeer", stop_at=5)
+    wait_sending(client, 3)
+    wait_sending(client, 0, 150)
+    assert time.monotonic() - began < 150 * SLOWDOWN
+    assert client.get(NAME, UUID).status.state == "ready"
+    for send in ways.values():
+        good = receiver()
+        send(good)
+        good.wait_closed()
+        got(good, image)
 
 
 def test_a_slow_receiver(client, image, send, receiver):

@@ -341,7 +341,7 @@ class FakeManager final : public manager::Manager {
     if (::fstat(image.fd.get(), &st) == 0) image.stamp = store::StampOf(st);
     image.stamp.size = file_size;
     image.sha512_hex = "ab12";
-    image.turns = turns;
+    image.turns = image.downloads = turns;
     image.rate = rate;
     return image;
   }

@@ -419,6 +419,10 @@ TEST(FindAdvertised, PrefersWhatIsSetThenTheInterfaceThenThePod) {
             "fd00::1");
   const EffectiveConfig by_interface = advertised("lo", pod);
   EXPECT_EQ(by_interface.config.longhorn.advertise, "127.0.0.1");
+  EXPECT_EQ(by_interface.config.longhorn.outside, "10.0.0.7");
+  EXPECT_EQ(advertised("lo", {}).config.longhorn.outside, "127.0.0.1");
+  EXPECT_EQ(advertised("lo", pod, "fd00::1").config.longhorn.outside,
+            "fd00::1");
   EXPECT_EQ(OriginOf(by_interface, "longhorn.advertise"), "interface lo");
   const EffectiveConfig by_pod = advertised("bim-no-such", pod);
   EXPECT_EQ(by_pod.config.longhorn.advertise, "10.0.0.7");

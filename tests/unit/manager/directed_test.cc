@@ -49,11 +49,15 @@ class DirectedTest : public ManagerTest {
         std::filesystem::path(file).parent_path());
     WriteAll(file, content);
     if (!with_config) return;
+    LeaveConfig(file, "u-debian", content);
+  }
+  static void LeaveConfig(const std::string& file, const std::string& uuid,
+                          const std::string& content) {
     struct stat st = {};
     ASSERT_EQ(::stat(file.c_str(), &st), 0);
     store::LonghornConfig config;
     config.file_path = file;
-    config.uuid = "u-debian";
+    config.uuid = uuid;
     config.size = config.virtual_size = content.size();
     config.current_checksum = Sha512(content).Hex();
     config.modification_time = store::FormatModificationTime(
@@ -95,6 +99,80 @@ TEST_F(DirectedTest, AFileWithItsConfigIsReadyAtOnce) {
   EXPECT_EQ(made->current_sha512, spec.sha512);
   EXPECT_EQ(made->expected_sha512, spec.sha512);
   EXPECT_EQ(ReadAll(File("a")), content_);
+}
+
+TEST_F(DirectedTest, ManyReadyOnesAreStillRegisteredAfterAStop) {
+  constexpr size_t kCount = 40;
+  const auto name = [](size_t i) { return "image" + std::to_string(i); };
+  for (size_t i = 0; i < kCount; ++i) {
+    const std::string file = File("a", name(i));
+    std::filesystem::create_directories(
+        std::filesystem::path(file).parent_path());
+    WriteAll(file, content_);
+    LeaveConfig(file, "u-" + name(i), content_);
+  }
+  Begin();
+  for (size_t i = 0; i < kCount; ++i) {
+    const auto made = manager_->Direct(Directed("disk-a", name(i)));
+    ASSERT_TRUE(made.ok()) << made.status().ToString();
+    ASSERT_EQ(made->copy.state, CopyState::kReady);
+    // Forgotten at once, it stays so.
+    if (i % 4 == 0) {
+      BIM_EXPECT_OK(
+          manager_->ForgetDirected("disk-a", name(i), "u-" + name(i)));
+    }
+  }
+  Restart();
+  EXPECT_EQ(Listed("disk-a"), kCount / 4 * 3);
+  for (size_t i = 0; i < kCount; ++i) {
+    EXPECT_EQ(Now("disk-a", name(i)).copy.state == CopyState::kReady,
+              i % 4 != 0);
+  }
+}
+
+TEST_F(DirectedTest, OneThatChangedBehindAStoppedManagerStays) {
+  for (const bool with_checksum : {true, false}) {
+    Leave("a", content_, true);
+    Begin();
+    DirectedSpec spec = Directed();
+    if (with_checksum) spec.sha512 = Sha512(content_);
+    const auto made = manager_->Direct(spec);
+    ASSERT_TRUE(made.ok() && made->copy.state == CopyState::kReady);
+    End();
+    std::string other = content_;
+    other[17] ^= 1;
+    WriteAll(File("a"), other);
+    Begin();
+    ASSERT_TRUE(Becomes(CopyState::kFailed));
+    EXPECT_EQ(ReadAll(File("a")), other);
+    EXPECT_TRUE(manager_->RemoveDirected("disk-a", "debian", "u-debian").ok());
+    End();
+  }
+}
+
+TEST_F(DirectedTest, APlaceOfAnotherImage) {
+  // "a" with "b-c", and "a-b" with "c", make the same directory.
+  const std::string file = dir_ / "a/backing-images/a-b-c/backing";
+  std::filesystem::create_directories(
+      std::filesystem::path(file).parent_path());
+  WriteAll(file, content_);
+  LeaveConfig(file, "c", content_);
+  Begin();
+  DirectedSpec spec;
+  spec.name = "a";
+  spec.uuid = "b-c";
+  spec.disk = "disk-a";
+  EXPECT_EQ(manager_->Direct(spec).status().code(), Code::kAlreadyExists);
+  const Status removed = manager_->RemoveDirected("disk-a", "a", "b-c");
+  EXPECT_EQ(removed.code(), Code::kFailedPrecondition);
+  EXPECT_THAT(removed.message(), HasSubstr("uuid 'c'"));
+  EXPECT_EQ(ReadAll(file), content_);
+  EXPECT_EQ(Listed("disk-a"), 0u);
+  spec.name = "a-b";
+  spec.uuid = "c";
+  const auto right = manager_->Direct(spec);
+  ASSERT_TRUE(right.ok()) << right.status().ToString();
+  EXPECT_EQ(right->copy.state, CopyState::kReady);
 }
 
 TEST_F(DirectedTest, AFileWithoutConfigIsRead) {

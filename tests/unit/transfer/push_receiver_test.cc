@@ -729,6 +729,43 @@ TEST_F(PushReceiverTest, ABrokenBodyCountsAsFarAsItCame) {
   ExpectPublished(Result());
 }
 
+TEST_F(PushReceiverTest, TheDigestThatACloseTells) {
+  for (const bool right : {false, true}) {
+    auto sender = StartOpened();
+    GiveAll(*sender);
+    const std::string digest =
+        right ? Sha512(content_).Hex() : Sha512("another").Hex();
+    EXPECT_EQ(
+        sender->Post("/v1-ssync/close?checksumMethod=sha512&checksum=" + digest)
+            .status,
+        200);
+    if (right) {
+      ExpectPublished(Result());
+    } else {
+      ExpectFailed(Result(), Failure::kPermanent, "wrong checksum");
+      on_bytes_ = 0;
+      OpenIngest();
+    }
+  }
+}
+
+TEST_F(PushReceiverTest, ADigestThatIsNone) {
+  auto sender = StartOpened();
+  GiveAll(*sender);
+  ExpectViolation(
+      sender->Post("/v1-ssync/close?checksumMethod=sha512&checksum=xyz"),
+      "close");
+}
+
+TEST_F(PushReceiverTest, AnotherMethodIsNoConcern) {
+  auto sender = StartOpened();
+  GiveAll(*sender);
+  EXPECT_EQ(
+      sender->Post("/v1-ssync/close?checksumMethod=crc64&checksum=xyz").status,
+      200);
+  ExpectPublished(Result());
+}
+
 TEST_F(PushReceiverTest, WhatIsInFlightAtTheCloseIsAwaited) {
   Progress progress;
   spec_.progress = &progress;
