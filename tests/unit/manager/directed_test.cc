@@ -163,7 +163,7 @@ TEST_F(DirectedTest, APlaceOfAnotherImage) {
   spec.uuid = "b-c";
   spec.disk = "disk-a";
   EXPECT_EQ(manager_->Direct(spec).status().code(), Code::kAlreadyExists);
-  const Status removed = manager_->RemoveDirected("disk-a", "a", "b-c");
+  const base::Status removed = manager_->RemoveDirected("disk-a", "a", "b-c");
   EXPECT_EQ(removed.code(), Code::kFailedPrecondition);
   EXPECT_THAT(removed.message(), HasSubstr("uuid 'c'"));
   EXPECT_EQ(ReadAll(file), content_);
