@@ -467,13 +467,15 @@ http::Response ServeUpload(manager::Manager& manager, const std::string& disk,
   const auto until = std::chrono::steady_clock::now() + kReuseTimeout;
   auto upload = manager.BeginUpload(key.name, key.uuid, 0, size, disk);
   // A file that lies there is looked at first: it may be this one.
+  bool waited = false;
   while (!upload.ok() && std::chrono::steady_clock::now() < until) {
     const auto copy = manager.GetDirected(disk, key.name, key.uuid);
     if (!copy.ok() || !copy->checking) break;
+    waited = true;
     std::this_thread::sleep_for(kReuseLook);
     upload = manager.BeginUpload(key.name, key.uuid, 0, size, disk);
   }
-  if (upload.status().code() == Code::kAlreadyExists) {
+  if (waited && upload.status().code() == Code::kAlreadyExists) {
     const auto copy = manager.GetDirected(disk, key.name, key.uuid);
     if (copy.ok() && copy->copy.state == manager::CopyState::kReady &&
         copy->size == size) {

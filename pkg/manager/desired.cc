@@ -31,6 +31,7 @@ std::string EncodeDesired(const Desired& desired) {
                  {"lastError", desired.last_error}};
   if (spec.sha512) object["sha512"] = spec.sha512->Hex();
   if (spec.sha256) object["sha256"] = spec.sha256->Hex();
+  if (desired.proven) object["proven"] = desired.proven->Hex();
   if (desired.next_attempt) {
     object["nextAttemptNs"] =
         std::chrono::duration_cast<std::chrono::nanoseconds>(
@@ -84,6 +85,8 @@ base::Result<Desired> DecodeDesired(std::string_view text) {
     };
     BIM_RETURN_IF_ERROR(
         digest(DigestAlgorithm::kSha512, "sha512", spec.sha512));
+    BIM_RETURN_IF_ERROR(
+        digest(DigestAlgorithm::kSha512, "proven", desired.proven));
     BIM_RETURN_IF_ERROR(
         digest(DigestAlgorithm::kSha256, "sha256", spec.sha256));
     if (object.contains("nextAttemptNs")) {

@@ -18,6 +18,9 @@ struct Desired {
   bool permanent = false;
   std::string last_error;  // not empty: the copy is failed
   std::optional<TimePoint> next_attempt;
+  // Of a directed copy that was ready once: what its file was proven to be.
+  // (Where Longhorn's cfg vouches for a file there is no other record of that.)
+  std::optional<base::Digest> proven;
   friend bool operator==(const Desired&, const Desired&) = default;
 };
 

@@ -516,6 +516,17 @@ void ManagerImpl::LoadDisk(const std::shared_ptr<store::Disk>& disk) {
   std::vector<CopyEntry> copies;
   for (const Desired& desired : wanted) {
     CopyEntry copy = Judge(desired.spec, InspectOn(*disk, desired.spec), *disk);
+    if (desired.proven && copy.found_file) {
+      // It changed behind a manager that was stopped: judged, never removed.
+      copy.found_file = false;
+      copy.state = CopyState::kUnknown;
+      copy.message = "the file was modified; its content is being verified";
+      store::ImageRecord record;
+      record.key = {desired.spec.name, desired.spec.uuid};
+      record.stamp = *copy.judged;
+      record.sha512 = *desired.proven;
+      copy.record = std::move(record);
+    }
     if (desired.spec.directed && copy.state == CopyState::kPending &&
         !copy.found_file) {
       copy.state = CopyState::kFailed;

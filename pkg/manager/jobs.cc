@@ -256,6 +256,9 @@ Desired ManagerImpl::DesiredOf(const ImageEntry& image,
                                const std::string& disk_uuid,
                                const CopyEntry& copy) {
   Desired desired{SpecOf(image, disk_uuid, copy)};
+  if (image.spec.directed && copy.record) {
+    desired.proven = copy.record->sha512;
+  }
   if (copy.state == CopyState::kFailed) {
     desired.last_error = copy.message.empty() ? "failed" : copy.message;
     desired.permanent = copy.permanent;
@@ -278,7 +281,6 @@ void ManagerImpl::Remember(const ImageKey& key, const std::string& disk_uuid) {
   std::lock_guard writing(*documents);
   std::shared_ptr<store::Disk> disk;
   Desired desired;
-  std::optional<store::ImageRecord> record;
   {
     Lock lock(mutex_);
     const auto it = images_.find(key);
@@ -292,13 +294,8 @@ void ManagerImpl::Remember(const ImageKey& key, const std::string& disk_uuid) {
       return;
     }
     desired = DesiredOf(it->second, disk_uuid, copy->second);
-    if (it->second.spec.directed && copy->second.state == CopyState::kReady &&
-        disk->owned()) {
-      record = copy->second.record;
-    }
   }
-  Status put = disk->PutDesired(key, EncodeDesired(desired));
-  if (put.ok() && record) put = store::KeepRecord(*disk, *record);
+  const Status put = disk->PutDesired(key, EncodeDesired(desired));
   if (!put.ok()) {
     BIM_LOG_WARN("disk {}: cannot remember the state of image {}: {}",
                  disk_uuid, key.name, put.message());

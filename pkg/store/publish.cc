@@ -203,11 +203,6 @@ Result<ImageRecord> Publish(const Disk& disk, const ImageKey& key, int fd,
   return record;
 }
 
-Status KeepRecord(const Disk& disk, const ImageRecord& record) {
-  if (disk.root().Stat(RecordFile(record.key)).ok()) return base::OkStatus();
-  return disk.root().ReplaceFile(RecordFile(record.key), EncodeRecord(record));
-}
-
 Status WriteRecord(const Disk& disk, const ImageRecord& record,
                    const std::string& expected_checksum) {
   BIM_ASSIGN_OR_RETURN(struct stat st, disk.root().Stat(DataFile(record.key)));

@@ -32,11 +32,6 @@ base::Status CheckPlace(const Disk& disk, const ImageKey& key);
 // CheckPlace.
 base::Status MakeImageDir(const Disk& disk, const ImageKey& key);
 
-// Writes the record of a ready file that Longhorn's cfg vouches for, so that a
-// later change of the file is noticed as one. Nothing when there is one
-// already.
-base::Status KeepRecord(const Disk& disk, const ImageRecord& record);
-
 // Writes record and cfg of the ready file as they are now.
 base::Status WriteRecord(const Disk& disk, const ImageRecord& record,
                          const std::string& expected_checksum);

@@ -25,6 +25,7 @@ Desired Full() {
   desired.removing = true;
   desired.attempts = 4'000'000'000u;
   desired.permanent = true;
+  desired.proven = test::Sha512("c");
   desired.last_error = "line\nbreak \xc3\xa9";
   desired.next_attempt = TimePoint(std::chrono::nanoseconds(1'795'218'514'567));
   return desired;
@@ -62,7 +63,7 @@ TEST(DesiredTest, EveryMissingOrOddFieldIsDataLoss) {
     // Optional ones may be absent; "version" is for the message only.
     if (key != "sha512" && key != "sha256" && key != "nextAttemptNs" &&
         key != "version" && key != "peers" && key != "upload" &&
-        key != "directed") {
+        key != "directed" && key != "proven") {
       EXPECT_EQ(missing.status().code(), Code::kDataLoss) << key;
     }
     json odd = whole;

@@ -142,9 +142,12 @@ TEST_F(DirectedTest, OneThatChangedBehindAStoppedManagerStays) {
     std::string other = content_;
     other[17] ^= 1;
     WriteAll(File("a"), other);
-    Begin();
-    ASSERT_TRUE(Becomes(CopyState::kFailed));
-    EXPECT_EQ(ReadAll(File("a")), other);
+    for (int start = 0; start < 3; ++start) {
+      Begin();
+      ASSERT_TRUE(Becomes(CopyState::kFailed));
+      EXPECT_EQ(ReadAll(File("a")), other);
+      if (start < 2) End();
+    }
     EXPECT_TRUE(manager_->RemoveDirected("disk-a", "debian", "u-debian").ok());
     End();
   }
