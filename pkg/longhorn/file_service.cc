@@ -425,9 +425,12 @@ class Service {
       }
       http::Response response = ServeUpload(
           manager_, spec->disk, {spec->name, spec->uuid}, spec->size, request);
-      if (response.taker == nullptr && response.status != 200) {
-        // It cannot begin any more: as if it had not been asked for.
-        (void)manager_.RemoveDirected(spec->disk, spec->name, spec->uuid);
+      const auto now = manager_.GetDirected(spec->disk, spec->name, spec->uuid);
+      if (response.taker == nullptr && response.status == 500 && now.ok() &&
+          now->copy.state == manager::CopyState::kPending && !now->checking) {
+        // Nothing lies there, and nobody brings it any more: as if it had not
+        // been asked for. (What failed stays to be seen.)
+        (void)manager_.ForgetDirected(spec->disk, spec->name, spec->uuid);
       }
       return response;
     }

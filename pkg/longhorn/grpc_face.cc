@@ -139,14 +139,13 @@ class Service final
     return Reply(context, [&]() -> base::Status {
       BIM_ASSIGN_OR_RETURN(const std::string disk, DiskOf(*context));
       auto& map = *response->mutable_backing_images();
-      return manager_.VisitDirected(disk,
-                                    [&](const manager::DirectedStatus& image) {
-                                      // Of those that share a name, the last
-                                      // one.
-                                      auto& entry = map[image.name];
-                                      entry.Clear();
-                                      ToProto(image, &entry);
-                                    });
+      // Of those that share a name, the last one.
+      const auto add = [&map](const manager::DirectedStatus& image) {
+        auto& entry = map[image.name];
+        entry.Clear();
+        ToProto(image, &entry);
+      };
+      return manager_.VisitDirected(disk, add);
     }());
   }
 

@@ -314,24 +314,27 @@ CopyEntry ManagerImpl::Judge(const ImageSpec& spec, Result<store::Found> found,
   return copy;
 }
 
-void ManagerImpl::AwaitEnsured(Lock& lock, std::string_view name) {
-  jobs_changed_.wait_for(lock, std::chrono::seconds(30), [&] {
-    if (stopping_) return true;
-    for (auto it = images_.lower_bound({std::string(name), ""});
-         it != images_.end() && it->first.name == name; ++it) {
-      if (it->second.ensuring) return false;
-    }
-    return true;
-  });
+bool ManagerImpl::IsEnsuring(std::string_view name) const {
+  for (auto it = images_.lower_bound({std::string(name), ""});
+       it != images_.end() && it->first.name == name; ++it) {
+    if (it->second.ensuring) return true;
+  }
+  return false;
 }
 
-Status ManagerImpl::AwaitDirecting(Lock& lock, std::string_view name) {
+void ManagerImpl::AwaitEnsured(Lock& lock, std::string_view name) {
+  jobs_changed_.wait_for(lock, std::chrono::seconds(30),
+                         [&] { return stopping_ || !IsEnsuring(name); });
+}
+
+Status ManagerImpl::AwaitOthers(Lock& lock, std::string_view name) {
   const std::string prefix = std::string(name) + "-";  // of any uuid
   const bool had = jobs_changed_.wait_for(lock, std::chrono::seconds(30), [&] {
-    return stopping_ || std::none_of(directing_.begin(), directing_.end(),
-                                     [&](const auto& one) {
-                                       return one.second.starts_with(prefix);
-                                     });
+    if (stopping_) return true;
+    const bool directing = std::any_of(
+        directing_.begin(), directing_.end(),
+        [&](const auto& one) { return one.second.starts_with(prefix); });
+    return !directing && !IsEnsuring(name);
   });
   if (stopping_) return base::UnavailableError("the daemon is stopping");
   if (had) return base::OkStatus();
@@ -371,8 +374,7 @@ Result<Manager::Ensured> ManagerImpl::Ensure(ImageSpec given) {
     Lock lock(mutex_);
     if (stopping_) return base::UnavailableError("the daemon is stopping");
     BIM_ASSIGN_OR_RETURN(spec, Resolve(std::move(given)));
-    AwaitEnsured(lock, spec.name);
-    BIM_RETURN_IF_ERROR(AwaitDirecting(lock, spec.name));
+    BIM_RETURN_IF_ERROR(AwaitOthers(lock, spec.name));
     if (spec.uuid.empty()) {
       // The image of this name and spec, if there is one.
       const auto first = images_.lower_bound({spec.name, ""});
@@ -538,8 +540,7 @@ Status ManagerImpl::Remove(std::string_view name, std::string_view uuid,
   {
     Lock lock(mutex_);
     if (stopping_) return base::UnavailableError("the daemon is stopping");
-    AwaitEnsured(lock, name);
-    BIM_RETURN_IF_ERROR(AwaitDirecting(lock, name));
+    BIM_RETURN_IF_ERROR(AwaitOthers(lock, name));
     BIM_ASSIGN_OR_RETURN(auto it, Find(name, uuid));
     key = it->first;
     ImageEntry& image = it->second;

@@ -429,9 +429,10 @@ class ManagerImpl : public Manager {
   // --- manager.cc
   // Waits, at most 30 s, while an image is being Ensured for the first time.
   void AwaitEnsured(Lock& lock, std::string_view name);
-  // Until no call changes directed copies of such a name. UNAVAILABLE: not in
-  // time.
-  base::Status AwaitDirecting(Lock& lock, std::string_view name);
+  bool IsEnsuring(std::string_view name) const;  // locked
+  // The same, and until no call changes directed copies of such a name.
+  // UNAVAILABLE: not in time, or stopping.
+  base::Status AwaitOthers(Lock& lock, std::string_view name);
   base::Result<std::map<ImageKey, ImageEntry>::iterator> Find(
       std::string_view name, std::string_view uuid);  // locked
   base::Result<ImageSpec> Resolve(ImageSpec spec);    // locked

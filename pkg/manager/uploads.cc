@@ -335,11 +335,11 @@ Result<ManagerImpl::Job> ManagerImpl::BeginUploadJob(Lock& lock,
       return base::UnavailableError("the image '" + it->first.name +
                                     "' is being worked on; try again");
     }
-    if (!UsableDisk(disk_uuid) || copy.damaged) continue;
     if (image.spec.directed && copy.state == CopyState::kFailed) {
       return base::FailedPreconditionError(
           "the copy has failed, remove it first: " + copy.message);
     }
+    if (!UsableDisk(disk_uuid) || copy.damaged) continue;
     if (copy.state == CopyState::kUnknown) {
       return BeingVerified(it->first, disk_uuid);
     }

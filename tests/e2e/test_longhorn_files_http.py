@@ -1,6 +1,7 @@
 """The HTTP sync service: its requests, its answers, its errors."""
 
 import os
+import subprocess
 from urllib.parse import quote
 
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from lib import images
 from lib.deadline import wait_until
 from lib.disks import stamp
-from lib.images import MIB
+from lib.images import KIB, MIB
 from lib.longhorn import go_time, leave_image
 from lib.longhorn_daemon import (FILE_INFO, FORM_HEADERS, form, free_ports,
                                  image_path, request)
@@ -264,6 +265,29 @@ def test_an_upload_in_the_place_of_another_file(manager, disk):
     info = manager.files.wait(image_path("new", UUID), "ready")
     assert info["currentChecksum"] == SUM
     assert disk.ready_file("new", UUID).read_bytes() == DATA
+
+
+def test_an_upload_does_not_remove_what_is_left_alone(manager, disk):
+    file = disk.ready_file("new", UUID)
+    file.parent.mkdir(parents=True)
+    subprocess.run(["qemu-img", "create", "-q", "-u", "-f", "qcow2", "-F", "raw",
+                    "-b", "/etc/passwd", str(file), "1M"], check=True)
+    os.truncate(file, 512 * KIB)
+    before = file.read_bytes()
+    manager.files.post("upload", body=form(bytes(512 * KIB)),
+                       headers=FORM_HEADERS, data_engine="v1", size=512 * KIB,
+                       **wanted(disk)).bad("left alone")
+    assert file.read_bytes() == before
+    info = manager.files.get(image_path("new", UUID)).json()
+    assert info["state"] == "failed" and "left alone" in info["message"]
+
+
+def test_an_upload_without_its_part_stays_to_be_seen(manager, disk):
+    parameters = actions(disk)["upload"][0]
+    assert manager.files.post("upload", body=b"no form", headers={
+        "Content-Type": "text/plain"}, **parameters).status == 400
+    info = manager.files.wait(image_path("new", UUID), "failed")
+    assert info["message"].strip()
 
 
 def test_a_disk_that_was_never_seen(start_daemon, disks, longhorn):
