@@ -54,6 +54,6 @@ ctest --test-dir "build/$preset" --output-on-failure -j2
 if [ "$preset" != tsan ]; then
   echo "== end-to-end tests"
   export BIM_BINARY=$PWD/build/$preset/bim
-  # Most tests wait for something: four at a time keep two cores busy.
-  BIM_TEST_LONG=$long /usr/bin/python3 -m pytest -q -n 4 --dist loadfile tests/e2e "$@"
+  # Most tests wait for something: six at a time keep two cores busy.
+  BIM_TEST_LONG=$long /usr/bin/python3 -m pytest -q -n 6 --dist loadfile tests/e2e "$@"
 fi

@@ -126,6 +126,20 @@ class Parser {
     }
     finish_();
     if (debug_) SetDebug();
+    if (std::holds_alternative<LonghornCommand>(invocation_.command)) {
+      std::string wrong;
+      if (root_.get_option("--address")->count() > 0) {
+        wrong = "expected --url, found --address";
+      } else if (root_.get_option("--output")->count() > 0 &&
+                 invocation_.client.output == OutputFormat::kTable) {
+        wrong = "--output: expected json, found \"table\"";
+      }
+      if (!wrong.empty()) {
+        const std::string path = PathOf(Deepest());
+        return ParseEnd{ExitCode::kUsage, fmt::format("{}: {} (see {} --help)",
+                                                      path, wrong, path)};
+      }
+    }
     return invocation_;
   }
 
@@ -650,7 +664,9 @@ class Parser {
     // CLI11's own words for two common mistakes.
     if (dynamic_cast<const CLI::ArgumentMismatch*>(&error) &&
         text.find("required") != text.npos) {
-      text = text.substr(0, text.find(':')) + " needs a value";
+      text = text.substr(0, text.find(':')) + (text.find("At Most") != text.npos
+                                                   ? " was given more than once"
+                                                   : " needs a value");
     }
     std::replace(text.begin(), text.end(), '\n', ' ');
     return fmt::format("{}: {}{}", path, text, see);

@@ -45,7 +45,8 @@ struct Request {
   // Percent-decoded, begins with '/', no NUL, no query. "..", "//" and decoded
   // slashes are left as they are: it is a name to compare, not a path to open.
   std::string path;
-  std::string query;  // raw, without '?'
+  std::string raw_path;  // the same as it came
+  std::string query;     // raw, without '?'
   // Value of the Range header, empty when there is none (or several). For
   // information: ranges of a `file` are answered by the server.
   std::string range;

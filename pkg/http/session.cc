@@ -278,6 +278,7 @@ void Session::OnHead(error_code error) {
   Request request;
   request.method = std::string(head.method_string());
   request.path = std::move(target->path);
+  request.raw_path = std::move(target->raw_path);
   request.query = std::move(target->query);
   request.range = field(Name::range);
   if (reads) {

@@ -54,7 +54,8 @@ std::optional<Target> ParseTarget(std::string_view target) {
   const size_t question = target.find('?');
   if (question != std::string_view::npos)
     result.query = target.substr(question + 1);
-  std::optional<std::string> path = PercentDecode(target.substr(0, question));
+  result.raw_path = target.substr(0, question);
+  std::optional<std::string> path = PercentDecode(result.raw_path);
   if (!path) return std::nullopt;
   result.path = *std::move(path);
   return result;

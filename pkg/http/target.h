@@ -8,8 +8,9 @@
 namespace bim::http {
 
 struct Target {
-  std::string path;   // percent-decoded, begins with '/'
-  std::string query;  // raw, without '?'
+  std::string path;      // percent-decoded, begins with '/'
+  std::string raw_path;  // the same as it came
+  std::string query;     // raw, without '?'
   friend bool operator==(const Target&, const Target&) = default;
 };
 

@@ -94,17 +94,29 @@ class Service {
   http::Response Serve(const http::Request& request) const {
     const auto form = Form::Parse(request.query);
     if (!form.ok()) return HttpFailure(form.status());
-    std::string_view id = std::string_view(request.path).substr(kFiles.size());
+    std::string_view raw = request.raw_path;
+    if (!raw.starts_with(kFiles)) {
+      return HttpFailure(base::InvalidArgumentError(
+          "the path is badly encoded: expected " + std::string(kFiles)));
+    }
+    raw.remove_prefix(kFiles.size());
     const bool reads = request.method == "GET" || request.method == "HEAD";
-    if (id.empty() || id == "/") {
+    const bool download = raw.ends_with(kDownload);
+    if (download) raw.remove_suffix(kDownload.size());
+    const auto decoded = DecodeQuery(raw);
+    if (!decoded) {
+      return HttpFailure(
+          base::InvalidArgumentError("the file's path is badly encoded"));
+    }
+    std::string_view id = *decoded;
+    if (!download && (id.empty() || id == "/")) {
       if (reads) return List();
       if (request.method == "POST") return Make(*form, request);
       return WrongMethod("GET, HEAD, POST");
     }
-    id.remove_prefix(1);
-    if (id.ends_with(kDownload)) {
+    if (id.starts_with('/')) id.remove_prefix(1);
+    if (download) {
       if (!reads) return WrongMethod("GET, HEAD");
-      id.remove_suffix(kDownload.size());
       return Download(id, *form, request);
     }
     if (reads) return Get(id);

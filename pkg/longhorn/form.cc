@@ -21,24 +21,6 @@ int Hex(char c) {
   return -1;
 }
 
-std::optional<std::string> Decode(std::string_view text) {
-  std::string plain;
-  for (size_t i = 0; i < text.size(); ++i) {
-    char c = text[i] == '+' ? ' ' : text[i];
-    if (c == '%') {
-      if (i + 2 >= text.size()) return std::nullopt;
-      const int high = Hex(text[i + 1]);
-      const int low = Hex(text[i + 2]);
-      if (high < 0 || low < 0) return std::nullopt;
-      c = static_cast<char>(high * 16 + low);
-      i += 2;
-    }
-    if (c == '\0') return std::nullopt;
-    plain += c;
-  }
-  return plain;
-}
-
 Status Wrong(std::string_view name, const std::string& expected,
              std::string_view found) {
   return base::InvalidArgumentError("parameter " + std::string(name) +
@@ -57,6 +39,24 @@ std::optional<Number> ParseNumber(const std::string& text) {
 
 }  // namespace
 
+std::optional<std::string> DecodeQuery(std::string_view text) {
+  std::string plain;
+  for (size_t i = 0; i < text.size(); ++i) {
+    char c = text[i] == '+' ? ' ' : text[i];
+    if (c == '%') {
+      if (i + 2 >= text.size()) return std::nullopt;
+      const int high = Hex(text[i + 1]);
+      const int low = Hex(text[i + 2]);
+      if (high < 0 || low < 0) return std::nullopt;
+      c = static_cast<char>(high * 16 + low);
+      i += 2;
+    }
+    if (c == '\0') return std::nullopt;
+    plain += c;
+  }
+  return plain;
+}
+
 Result<Form> Form::Parse(std::string_view query) {
   Form form;
   size_t count = 0;
@@ -70,9 +70,9 @@ Result<Form> Form::Parse(std::string_view query) {
                                         " parameters");
     }
     const size_t equals = std::min(field.find('='), field.size());
-    auto name = Decode(field.substr(0, equals));
-    auto value = Decode(equals < field.size() ? field.substr(equals + 1)
-                                              : std::string_view());
+    auto name = DecodeQuery(field.substr(0, equals));
+    auto value = DecodeQuery(equals < field.size() ? field.substr(equals + 1)
+                                                   : std::string_view());
     if (!name || !value) {
       return base::InvalidArgumentError("the query is badly encoded: '" +
                                         base::Printable(field) + "'");

@@ -3,12 +3,16 @@
 
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <string>
 #include <string_view>
 
 #include "pkg/base/status.h"
 
 namespace bim::longhorn {
+
+// Percent-encoded, "+" a space. nullopt: badly encoded, or a NUL byte.
+std::optional<std::string> DecodeQuery(std::string_view text);
 
 class Form {
  public:

@@ -189,11 +189,11 @@ class Service final
     if (const std::string& address = request->data_source_address();
         !address.empty()) {
       spec->claim_data_source =
-          [this, address, disk = DiskOf(*context),
+          [&manager = manager_, address, disk = DiskOf(*context),
            key = store::ImageKey{spec->name, spec->uuid}]() -> base::Status {
         BIM_RETURN_IF_ERROR(disk.status());
         BIM_ASSIGN_OR_RETURN(const std::string uuid,
-                             manager_.DirectedDiskUuid(*disk));
+                             manager.DirectedDiskUuid(*disk));
         return ClaimDataSource(address, key, uuid);
       };
     }

@@ -307,6 +307,8 @@ Result<DirectedStatus> ManagerImpl::Direct(DirectedSpec given) {
     BIM_RETURN_IF_ERROR(disk->PutDesired(key, EncodeDesired(Desired{spec})));
   }
   copy.order = Order{spec.source, spec.sha512, spec.size};
+  // Judged first: it may be what is wanted.
+  if (copy.found_file) copy.order->claim_data_source = given.claim_data_source;
   if (copy.state == CopyState::kPending && !copy.found_file &&
       spec.source == SourceSpec()) {
     copy.state = CopyState::kFailed;
@@ -442,7 +444,9 @@ void ManagerImpl::EndRemoval(const ImageKey& key, const std::string& disk_uuid,
 
 // Who writes an image's records now is waited for. Nobody else does any more
 // when its copy is being removed.
-void AwaitDocuments(std::mutex& documents) { std::lock_guard wait(documents); }
+static void AwaitDocuments(std::mutex& documents) {
+  std::lock_guard wait(documents);
+}
 
 Result<std::shared_ptr<store::Disk>> ManagerImpl::BeginDirecting(
     Directing& turn, Lock& lock, std::string_view disk_name,

@@ -27,7 +27,8 @@ struct DirectedSpec {
   SourceSpec source;
   // Called, with nothing locked, when nothing lies at the image's place: makes
   // the data source give up its file (store::Place::kDataSource), which is then
-  // moved there. Its failure is Direct's. May be empty.
+  // moved there. Its failure is Direct's, or the copy's when a file had to be
+  // judged first and was proven wrong. May be empty.
   std::function<base::Status()> claim_data_source;
 };
 

@@ -168,6 +168,7 @@ ManagerImpl::Job ManagerImpl::BeginJob(const ImageKey& key, ImageEntry& image,
     job.retired = std::move(copy.ingest);
     copy.ingest.reset();
   }
+  if (copy.order) job.claim_data_source = copy.order->claim_data_source;
   job.repair = RepairAsked(copy);
   // A mere reading leaves what the last transfer told.
   const bool transfers =
@@ -490,7 +491,7 @@ void ManagerImpl::EndJob(Job& job, JobEnd end) {
 void ManagerImpl::ApplyFailure(const Job& job, ImageEntry& image,
                                CopyEntry& copy, JobEnd& end) {
   const auto now = system_clock::now();
-  const std::string message = end.status.message();
+  std::string message = end.status.message();
   if (end.source_damaged) {
     for (auto& [uuid, source] : image.copies) {
       if (uuid != job.source_disk->uuid() || source.running != Step::kNone ||
@@ -556,6 +557,12 @@ void ManagerImpl::ApplyFailure(const Job& job, ImageEntry& image,
   const double seconds = static_cast<double>(decision.delay.count()) / 1000.0;
   switch (decision.kind) {
     case Kind::kSoon:
+      if (copy.order && !options_.data_source &&
+          copy.state == CopyState::kStarting &&
+          now + decision.delay > copy.order->since + options_.directed_begin) {
+        message = "it did not begin in time: " + message;
+        break;
+      }
       copy.due = now + decision.delay;
       copy.message =
           fmt::format("{}; trying again in {:.1f} s", message, seconds);

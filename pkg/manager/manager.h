@@ -44,6 +44,9 @@ struct Options {
   std::chrono::milliseconds upload_expiry{24 * 3600 * 1000};
   std::chrono::milliseconds backoff_first{60'000};
   std::chrono::milliseconds backoff_max{300'000};
+  // A directed copy whose first byte did not come so long after it was asked
+  // for is not tried again. (A data source counts for itself.)
+  std::chrono::milliseconds directed_begin{60'000};
   std::chrono::milliseconds disk_check_interval{5'000};
   uint32_t file_mode = 0644;  // of image files
   transfer::Options transfer;

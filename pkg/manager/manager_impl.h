@@ -56,6 +56,11 @@ struct Order {
   std::optional<base::Digest> sha512;
   uint64_t size = 0;
   bool restored = false;  // by this process, from the disk: to be asked again
+  // When it was asked for, or found again.
+  std::chrono::system_clock::time_point since =
+      std::chrono::system_clock::now();
+  // See DirectedSpec; not kept over a restart.
+  std::function<base::Status()> claim_data_source;
 };
 
 // An image on one disk, as the manager works with it.
@@ -210,6 +215,8 @@ class ManagerImpl : public Manager {
     bool repair = false;  // of kVerify
     // Of kVerify and kScan: what the file should be, when that is known.
     std::optional<store::ImageRecord> record;
+    // Of kScan: where to go on when the file is not the one.
+    std::function<base::Status()> claim_data_source;
     std::stop_token stop;
   };
   // What became of it.
@@ -364,6 +371,7 @@ class ManagerImpl : public Manager {
   bool HasToPush(const Job& job);
   // Reads the file that a data source gave up, then moves it.
   JobEnd ReadDataSource(const Job& job);
+  JobEnd ClaimDataSource(const Job& job);
   // Another image on the same disk, as it is.
   JobEnd Clone(const Job& job);
   // What lies at the staging place becomes the file, converted.

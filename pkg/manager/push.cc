@@ -325,6 +325,37 @@ ManagerImpl::JobEnd ManagerImpl::ReadDataSource(const Job& job) {
   return end;
 }
 
+ManagerImpl::JobEnd ManagerImpl::ClaimDataSource(const Job& job) {
+  JobEnd end;
+  const auto fail = [&](Status status, Failure failure) {
+    end.status = std::move(status);
+    end.failure = job.stop.stop_requested() ? Failure::kCancelled : failure;
+    return std::move(end);
+  };
+  // The data source gives its file up for good: a restart must go on with it.
+  ImageSpec spec = job.spec;
+  spec.source.data_source = true;
+  if (Status put = job.disk->PutDesired(job.key, EncodeDesired(Desired{spec}));
+      !put.ok()) {
+    return fail(std::move(put), Failure::kDisk);
+  }
+  DirectedSpec given;
+  given.size = spec.size;
+  given.sha512 = spec.sha512;
+  given.claim_data_source = job.claim_data_source;
+  const auto moved = TakeDataSource(*job.disk, given, job.key);
+  if (!moved.ok()) return fail(moved.status(), Failure::kPermanent);
+  if (!*moved) return ReadDataSource(job);
+  auto found = InspectOn(*job.disk, spec);
+  if (!found.ok() || found->kind != store::Found::Kind::kReady) {
+    return fail(
+        base::UnavailableError("the file was touched while it was moved"),
+        Failure::kPermanent);
+  }
+  end.record = std::move(found->record);
+  return end;
+}
+
 ManagerImpl::JobEnd ManagerImpl::Clone(const Job& job) {
   JobEnd end;
   const auto fail = [&](Status status, Failure failure) {

@@ -607,6 +607,7 @@ ManagerImpl::JobEnd ManagerImpl::ScanFile(const Job& job) {
     end.failure = transfer::Failure::kDisk;
     return end;
   }
+  if (job.claim_data_source) return ClaimDataSource(job);
   end.file_gone = true;
   return end;
 }

@@ -1,6 +1,7 @@
 """Peers that lie, stall, vanish or are none: never a wrong byte, never a hang;
 another peer or the URL serves, and alone the error says who sent what."""
 
+import functools
 import os
 import random
 import signal
@@ -12,7 +13,7 @@ from lib import images
 from lib.images import MIB
 from lib.peers import (CHUNK, EXTENTS_TYPE, MANIFEST_TYPE, Bare, Extents,
                        chunk_table, extent_table, manifest, zstd)
-from lib.processes import proc_status_kib
+from lib.processes import proc_status_kib, without_quarantine
 from lib.servers import Answer, Behaviour, Content, Never, html, redirect
 
 SIZE = 6 * MIB
@@ -51,6 +52,7 @@ def damaged_table():
     return flipped(good, len(good) - 40)
 
 
+@functools.cache
 def bomb():
     """Claims to be the part, and is 256 MiB of zeros."""
     return zstd(bytes(256 * MIB))
@@ -532,7 +534,7 @@ def test_a_lie_costs_one_answer(start_daemon, start_peer, fake_peer, disk):
 def test_memory_stays_bounded(start_daemon, fake_peer, disk):
     bad = fake_peer().has(NAME, UUID, DATA, extents=Extents(
         DATA, lambda b, e, t, d: bomb(), {"headers": {"Content-Encoding": "zstd"}}))
-    daemon = start_daemon([disk], CONFIG)
+    daemon = start_daemon([disk], CONFIG, env=without_quarantine())
     daemon.client.ensure(NAME, uuid=UUID, peers=[bad.address])
     daemon.client.wait_state(NAME, "failed")
     assert proc_status_kib(daemon.pid, "VmHWM") < 160 * 1024

@@ -15,7 +15,8 @@ from lib.daemon import bim
 from lib.deadline import scaled, wait_until
 from lib.images import MIB
 from lib.processes import clean_environment, end, spawn
-from lib.servers import Answer, Content, Never, free_port
+from lib.ports import free_port
+from lib.servers import Answer, Content, Never
 
 DATA = images.random_bytes(2 * MIB)
 OK, FAILED, USAGE, UNREACHABLE, NOT_FOUND, REFUSED, IMAGE_FAILED, TIMED_OUT = range(8)

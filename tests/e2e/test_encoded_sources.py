@@ -199,12 +199,12 @@ def test_another_size_in_it(daemon, disk, origin, encoding):
 def bombs(tmp_path_factory):
     """10 GiB of zeros, by each tool, made once."""
     directory = tmp_path_factory.mktemp("bombs")
-    # gzip takes a minute for 10 GiB; members of 1 GiB are the same to a reader.
+    # gzip takes a minute for 10 GiB; members of 64 MiB are the same to a reader.
     made = {}
     for encoding, (argv, suffix) in TOOLS.items():
         path = directory / f"bomb{suffix}"
-        piece = run(["sh", "-c", f"head -c {1 << 30} /dev/zero | {' '.join(argv)}"])
-        path.write_bytes(piece.stdout * 10)
+        piece = run(["sh", "-c", f"head -c {64 * MIB} /dev/zero | {' '.join(argv)}"])
+        path.write_bytes(piece.stdout * 160)
         made[encoding] = path
     return made
 

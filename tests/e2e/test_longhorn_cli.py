@@ -19,7 +19,7 @@ from lib.disks import stamp
 from lib.images import MIB
 from lib.longhorn import Longhorn, leave_image, rpc, rpc_grpc
 from lib.processes import clean_environment, end, spawn
-from lib.servers import free_port
+from lib.ports import free_port
 
 OTHER_NAME = BINARY.parent / "backing-image-manager"
 OK, FAILED, USAGE, UNREACHABLE, NOT_FOUND, REFUSED = range(6)

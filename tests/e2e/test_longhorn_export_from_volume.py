@@ -6,7 +6,7 @@ from lib import images
 from lib.deadline import wait_until
 from lib.images import MIB
 from lib.processes import run
-from lib.servers import free_port
+from lib.ports import free_port
 
 NAME, UUID = "a", "6f7a"
 SNAPSHOT = "volume-snap-6f7a.img"

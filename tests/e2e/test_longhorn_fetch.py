@@ -13,7 +13,8 @@ from lib.images import KIB, MIB
 from lib.longhorn import leave_image
 from lib.longhorn_daemon import image_path
 from lib.processes import proc_io
-from lib.servers import Answer, free_port
+from lib.ports import free_port
+from lib.servers import Answer
 
 NAME, UUID = "a", "6f7a"
 SIZE = 64 * MIB
@@ -191,6 +192,36 @@ def test_reuse_comes_first(client, disk, foreign_source):
     client.wait(NAME, UUID, "ready")
     assert (source.gets, source.transfers) == (0, 0)
     assert stamp(file) == before and source.untouched(source_before)
+
+
+@pytest.mark.parametrize("cfg", [True, False], ids=["its cfg", "reading it"])
+@pytest.mark.parametrize("unfit", ["content", "size"])
+def test_what_lies_there_is_not_it(client, disk, foreign_source, unfit, cfg):
+    """It is proven wrong, goes, and the data source's file comes."""
+    old = DATA[MIB:2 * MIB] if unfit == "content" else DATA[:MIB // 2]
+    file = leave_image(disk.path, NAME, UUID, old, images.sha512(old))
+    if not cfg:
+        file.with_name("backing.cfg").unlink()
+    source = foreign_source(disk, NAME, UUID, DATA[:MIB])
+    checksum = images.sha512(DATA[:MIB])
+    client.fetch(NAME, UUID, size=MIB, checksum=checksum, address=source.address)
+    image = client.wait(NAME, UUID, "ready")
+    assert image.status.checksum == checksum
+    assert file.read_bytes() == DATA[:MIB]
+    assert source.transfers == 1 and not source.path.exists()
+
+
+@pytest.mark.parametrize("source_size", [MIB, MIB // 2])
+def test_neither_is_it(client, disk, foreign_source, source_size):
+    """The data source's file stays; what lay there was proven wrong."""
+    file = leave_image(disk.path, NAME, UUID, DATA[MIB:2 * MIB],
+                       images.sha512(DATA[MIB:2 * MIB]))
+    source = foreign_source(disk, NAME, UUID, DATA[:source_size])
+    client.fetch(NAME, UUID, size=MIB, checksum="1" * 128, address=source.address)
+    image = client.wait(NAME, UUID, "failed")
+    assert "left alone" in image.status.error_msg, image
+    assert not file.exists()
+    assert source.path.read_bytes() == DATA[:source_size]
 
 
 def test_a_second_fetch(client, disk, foreign_source):

@@ -11,8 +11,9 @@ from lib.deadline import wait_until
 from lib.disks import stamp
 from lib.images import KIB, MIB
 from lib.longhorn import go_time, leave_image
-from lib.longhorn_daemon import (FILE_INFO, FORM_HEADERS, form, free_ports,
-                                 image_path, request)
+from lib.longhorn_daemon import (FILE_INFO, FORM_HEADERS, form, image_path,
+                                 request)
+from lib.ports import free_port
 
 DATA = images.random_bytes(2 * MIB + 512, 5)
 SUM = images.sha512(DATA)
@@ -53,7 +54,7 @@ def actions(disk):
         "upload": ({**wanted(disk), "size": len(DATA), "data_engine": "v1"},
                    common | {"size"}),
         "receiveFromPeer": ({**wanted(disk), "file_type": "raw",
-                             "port": free_ports(1), "size": len(DATA),
+                             "port": free_port(), "size": len(DATA),
                              "data_engine": "v1"}, common | {"port", "size"}),
         "restoreFromBackupURL": ({**wanted(disk), "concurrent_limit": 1,
                                   "backup_url": "vfs:///x?backingImage=a"},
@@ -373,3 +374,18 @@ def test_a_changed_file_is_judged_again(manager, disk, longhorn):
         return seen["state"] == "ready" and seen["modificationTime"] == go_time(
             disk.ready_file("a", UUID).stat().st_mtime_ns)
     wait_until(touched, "the touched file to be ready with its new time", 60)
+
+
+def test_a_plus_is_a_space(start_manager, longhorn, disks):
+    """Callers escape the path as a form does."""
+    disk = disks.directory("my +disk")
+    manager = start_manager(disk)
+    ready(manager, longhorn, disk)
+    path = f"{disk.path}/backing-images/a-{UUID}/backing"
+    escaped = manager.files.target(path)
+    assert "my+%2Bdisk" in escaped
+    assert manager.files.raw("GET", escaped).json()["state"] == "ready"
+    reply = manager.files.raw("GET", manager.files.target(
+        path, "/download", forV2Creation="true"))
+    assert reply.body == DATA
+    assert manager.files.raw("GET", escaped.replace("+", "%2B", 1)).status == 400

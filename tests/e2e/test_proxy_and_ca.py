@@ -4,7 +4,8 @@ import pytest
 
 from lib import images
 from lib.client import Client
-from lib.servers import Answer, Content, Nginx, Origin, free_port
+from lib.ports import free_port
+from lib.servers import Answer, Content, Nginx, Origin
 
 DATA = images.random_bytes(256 * images.KIB)
 

@@ -6,7 +6,8 @@ import time
 import pytest
 
 from lib import images
-from lib.servers import Answer, Content, Never, free_port, redirect
+from lib.ports import free_port
+from lib.servers import Answer, Content, Never, redirect
 
 DATA = images.random_bytes(images.MIB)
 

@@ -17,7 +17,8 @@ from lib.client import refused
 from lib.deadline import scaled, wait_until
 from lib.images import MIB
 from lib.processes import clean_environment, end, run, spawn
-from lib.servers import Content, free_port, html
+from lib.ports import free_port
+from lib.servers import Content, html
 
 SIZE = 24 * MIB
 DATA = images.random_bytes(SIZE)

@@ -17,7 +17,7 @@ from google.protobuf.empty_pb2 import Empty
 from .deadline import scaled, wait_until
 from .images import sha512
 from .longhorn import config_of, rpc, rpc_grpc
-from .servers import free_port
+from .ports import free_port
 from .ssync import Push
 
 

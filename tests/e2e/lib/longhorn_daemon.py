@@ -15,8 +15,8 @@ from urllib.parse import quote_plus, urlencode
 
 from .daemon import BINARY, Daemon
 from .deadline import scaled, wait_until
+from .ports import free_port, free_ports
 from .processes import clean_environment, spawn
-from .servers import free_port
 
 LONGHORN_BINARY = BINARY.with_name("backing-image-manager")
 FILE_INFO = {"diskUUID": str, "expectedChecksum": str, "filePath": str,
@@ -31,26 +31,6 @@ BOUNDARY = "------------------------5d1e7c0f"
 def image_path(name, uuid, root="/data"):
     """The path of a ready file, as callers write it."""
     return f"{root}/backing-images/{name}-{uuid}/backing"
-
-
-def free_ports(count):
-    """The first of so many free ports in a row."""
-    for _ in range(200):
-        first = free_port()
-        if first + count > 65535:
-            continue
-        probes = []
-        try:
-            for port in range(first, first + count):
-                probes.append(socket.socket())
-                probes[-1].bind(("127.0.0.1", port))
-            return first
-        except OSError:
-            continue
-        finally:
-            for probe in probes:
-                probe.close()
-    raise AssertionError(f"no {count} free ports in a row")
 
 
 # --------------------------------------------------------------------------

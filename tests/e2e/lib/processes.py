@@ -23,6 +23,13 @@ def clean_environment(extra=None):
     return env
 
 
+def without_quarantine():
+    """The environment for a test that bounds memory: AddressSanitizer gives
+    back what is freed, instead of keeping it for a while."""
+    options = os.environ.get("ASAN_OPTIONS")
+    return {"ASAN_OPTIONS": options + ":quarantine_size_mb=1"} if options else {}
+
+
 def spawn(argv, **options):
     """Popen; the kernel kills the child when this process dies."""
     # setpriv execs, so the pid is that of the program itself.

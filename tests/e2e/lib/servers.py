@@ -18,14 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .deadline import SLOWDOWN, scaled, wait_until
+from .ports import free_port
 from .processes import clean_environment, end, run, spawn
-
-
-def free_port():
-    """A port that was free a moment ago, for programs that can't take 0."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 # --------------------------------------------------------------------------

@@ -194,6 +194,14 @@ TEST(ParseCommandLine, MistakesReadWell) {
               StartsWith("bim image: expected a command: ensure, "));
   EXPECT_THAT(Mistake("image ensure n --url"),
               HasSubstr("--url needs a value"));
+  EXPECT_THAT(Mistake("image ensure n --url u --url v"),
+              HasSubstr("--url was given more than once"));
+  EXPECT_EQ(Mistake("backing-image list --address h:1"),
+            "bim backing-image list: expected --url, found --address (see bim "
+            "backing-image list --help)");
+  EXPECT_EQ(Mistake("-o table backing-image list"),
+            "bim backing-image list: --output: expected json, found \"table\" "
+            "(see bim backing-image list --help)");
   EXPECT_THAT(Mistake("image ensure n --url u --sha512 ab"),
               HasSubstr("128 hex digits"));
   EXPECT_THAT(Mistake("image ensure n --url u --size 4q"), HasSubstr("--size"));

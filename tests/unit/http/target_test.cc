@@ -6,17 +6,18 @@ namespace bim::http {
 namespace {
 
 TEST(ParseTarget, Takes) {
-  EXPECT_EQ(ParseTarget("/"), (Target{"/", ""}));
-  EXPECT_EQ(ParseTarget("/a/b"), (Target{"/a/b", ""}));
-  EXPECT_EQ(ParseTarget("/a%20b%2Fc%2f"), (Target{"/a b/c/", ""}));
-  EXPECT_EQ(ParseTarget("/a?b=%20&c?d"), (Target{"/a", "b=%20&c?d"}));
-  EXPECT_EQ(ParseTarget("/a?"), (Target{"/a", ""}));
-  EXPECT_EQ(ParseTarget("/../x"), (Target{"/../x", ""}));
-  EXPECT_EQ(ParseTarget("/%2525"), (Target{"/%25", ""}));
-  EXPECT_EQ(ParseTarget("/a+b"), (Target{"/a+b", ""}));
-  EXPECT_EQ(ParseTarget("/%C3%A4"), (Target{"/\xc3\xa4", ""}));
-  EXPECT_EQ(ParseTarget("http://host:1/p?q"), (Target{"/p", "q"}));
-  EXPECT_EQ(ParseTarget("HTTPS://host/"), (Target{"/", ""}));
+  EXPECT_EQ(ParseTarget("/"), (Target{"/", "/", ""}));
+  EXPECT_EQ(ParseTarget("/a/b"), (Target{"/a/b", "/a/b", ""}));
+  EXPECT_EQ(ParseTarget("/a%20b%2Fc%2f"),
+            (Target{"/a b/c/", "/a%20b%2Fc%2f", ""}));
+  EXPECT_EQ(ParseTarget("/a?b=%20&c?d"), (Target{"/a", "/a", "b=%20&c?d"}));
+  EXPECT_EQ(ParseTarget("/a?"), (Target{"/a", "/a", ""}));
+  EXPECT_EQ(ParseTarget("/../x"), (Target{"/../x", "/../x", ""}));
+  EXPECT_EQ(ParseTarget("/%2525"), (Target{"/%25", "/%2525", ""}));
+  EXPECT_EQ(ParseTarget("/a+b"), (Target{"/a+b", "/a+b", ""}));
+  EXPECT_EQ(ParseTarget("/%C3%A4"), (Target{"/\xc3\xa4", "/%C3%A4", ""}));
+  EXPECT_EQ(ParseTarget("http://host:1/p?q"), (Target{"/p", "/p", "q"}));
+  EXPECT_EQ(ParseTarget("HTTPS://host/"), (Target{"/", "/", ""}));
 }
 
 TEST(ParseTarget, Refuses) {

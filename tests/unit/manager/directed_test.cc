@@ -217,6 +217,23 @@ TEST_F(DirectedTest, AFileThatIsProvenWrongGivesWayToTheSource) {
   EXPECT_EQ(ReadAll(File("a")), content_);
 }
 
+TEST_F(DirectedTest, ADownloadThatDoesNotBeginInTimeIsNotTriedAgain) {
+  for (const bool late : {false, true}) {
+    options_.directed_begin = std::chrono::hours(late ? 0 : 1);
+    Begin();
+    DirectedSpec spec = Directed();
+    spec.source.url = "http://127.0.0.1:1/a";  // refused: worth another try
+    ASSERT_TRUE(manager_->Direct(spec).ok());
+    ASSERT_TRUE(WaitFor([&] { return !Now().copy.message.empty(); }));
+    EXPECT_EQ(Now().copy.state,
+              late ? CopyState::kFailed : CopyState::kStarting);
+    EXPECT_THAT(Now().copy.message,
+                HasSubstr(late ? "did not begin in time: " : "trying again"));
+    ASSERT_TRUE(manager_->RemoveDirected("", "debian", "u-debian").ok());
+    End();
+  }
+}
+
 TEST_F(DirectedTest, WhatFitsIsNotFetched) {
   Leave("a", content_, true);
   std::filesystem::remove(Source());
