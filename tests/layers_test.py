@@ -15,7 +15,7 @@ LAYERS = {
     "io": 1, "hash": 1, "compress": 1, "http": 1, "exec": 1,
     "store": 2, "image": 2,
     "transfer": 3,
-    "manager": 4,
+    "manager": 4, "handover": 4,
     "api": 5, "longhorn": 5,
     "daemon": 6,
 }
@@ -33,7 +33,7 @@ THIRD_PARTY = [
     (r"boost/asio", {"exec", "http", "api"}),
     (r"(grpc|grpcpp|google/protobuf)/|.*\.pb\.h$", {"api", "longhorn", "daemon"}),
     (r"CLI/|toml\+\+/", {"daemon"}),
-    (r"nlohmann/", {"store", "manager", "longhorn", "daemon"}),
+    (r"nlohmann/", {"store", "handover", "manager", "longhorn", "daemon"}),
 ]
 
 INCLUDE = re.compile(r'^\s*#\s*include\s*[<"]([^>"]+)[>"]')

@@ -35,9 +35,10 @@ std::string ReadProc(const std::string& path) {
   return text;
 }
 
-// Field 22 of /proc/self/stat; the command in field 2 may hold blanks.
-uint64_t OwnStartTime() {
-  const std::string stat = ReadProc("/proc/self/stat");
+// Field 22 of /proc/<pid>/stat; the command in field 2 may hold blanks. 0: no
+// such process.
+uint64_t StartTime(const std::string& pid) {
+  const std::string stat = ReadProc("/proc/" + pid + "/stat");
   size_t at = stat.rfind(')');
   if (at == std::string::npos) return 0;
   for (int field = 3; field <= 22; ++field) {
@@ -79,10 +80,24 @@ std::string DescribeOwner(const Result<OwnerRecord>& owner) {
   return text + ")";
 }
 
-Result<OwnerRecord> ReadOwner(const io::Dir& root) {
-  BIM_ASSIGN_OR_RETURN(std::string text,
-                       root.ReadFile(kOwnerFile, kMaxSmallFile));
-  return DecodeOwner(text);
+std::string DescribeHandover(const std::string& uuid, const std::string& path,
+                             const HandoverRecord& record) {
+  const std::string disk = "disk " + uuid + " at " + path;
+  switch (record.phase) {
+    case HandoverPhase::kConfirmed:
+      return disk + " was handed over to manager " + record.candidate +
+             " and waits for it";
+    case HandoverPhase::kRolledBack:
+      return disk + " waits for its owner, manager " + record.owner +
+             ": the hand-over to manager " + record.candidate +
+             " was rolled back";
+    case HandoverPhase::kBegun:
+      break;
+  }
+  return disk + " waits for a decision: its owner, manager " + record.owner +
+         ", ended while handing it over to manager " + record.candidate +
+         "; \"bim handover confirm\" gives it to the latter, \"bim handover "
+         "rollback\" back to the former";
 }
 
 // NOT_FOUND: there is no format file yet.
@@ -133,6 +148,8 @@ std::string_view DiskStateName(DiskState state) {
       return "swapped";
     case DiskState::kOwned:
       return "owned";
+    case DiskState::kWaiting:
+      return "waiting";
     case DiskState::kFailed:
       return "failed";
   }
@@ -187,6 +204,41 @@ Result<OwnerRecord> DecodeOwner(std::string_view text) {
   owner.phase = string("phase");
   owner.since_ns = number("sinceNs");
   return owner;
+}
+
+Result<OwnerRecord> ReadOwner(const io::Dir& root) {
+  BIM_ASSIGN_OR_RETURN(std::string text,
+                       root.ReadFile(kOwnerFile, kMaxSmallFile));
+  return DecodeOwner(text);
+}
+
+void DescribeSelf(OwnerRecord& record) {
+  record.pid = ::getpid();
+  record.pid_namespace = OwnPidNamespace();
+  record.start_time = StartTime("self");
+  record.boot_id = ReadProc("/proc/sys/kernel/random/boot_id");
+  record.api_version = meta::kApiVersion;
+  record.api_min_version = meta::kApiMinVersion;
+}
+
+std::optional<bool> IsAlive(const OwnerRecord& record) {
+  if (record.boot_id != ReadProc("/proc/sys/kernel/random/boot_id")) {
+    return false;
+  }
+  if (record.pid_namespace != OwnPidNamespace()) return std::nullopt;
+  const uint64_t now = StartTime(std::to_string(record.pid));
+  return now != 0 && now == record.start_time;
+}
+
+Result<UniqueFd> LockUnowned(const io::Dir& root) {
+  BIM_ASSIGN_OR_RETURN(UniqueFd lock,
+                       root.OpenFile(kLockFile, O_RDONLY | O_CREAT, 0644));
+  if (::flock(lock.get(), LOCK_EX | LOCK_NB) == 0) return lock;
+  if (errno != EWOULDBLOCK) {
+    return base::ErrnoError(errno, "cannot lock " + root.path());
+  }
+  return base::AbortedError("the disk at " + root.path() + " is owned by " +
+                            DescribeOwner(ReadOwner(root)));
 }
 
 Result<std::string> ReadIdentity(const io::Dir& root) {
@@ -358,6 +410,15 @@ std::variant<std::shared_ptr<Disk>, DiskFault> Disk::TryClaim(
   const Status format = CheckFormat(dir);
   const bool fresh = format.code() == Code::kNotFound;
   if (!format.ok() && !fresh) return FaultOf(format);
+  auto handover = ReadHandover(dir);
+  if (!handover.ok()) return FaultOf(handover.status());
+  if (const ClaimVerdict may = MayClaim(*handover, owner.manager_id);
+      may != ClaimVerdict::kYes) {
+    DiskFault fault =
+        Fault(DiskState::kWaiting, DescribeHandover(*uuid, path, **handover));
+    fault.handover = **handover;
+    return fault;
+  }
   auto last = ReadOwner(dir);
   if (!last.ok() && !(fresh && last.status().code() == Code::kNotFound)) {
     return Fault(DiskState::kFailed,
@@ -368,19 +429,19 @@ std::variant<std::shared_ptr<Disk>, DiskFault> Disk::TryClaim(
   OwnerRecord record;
   record.manager_id = owner.manager_id;
   record.epoch = last.ok() ? last->epoch + 1 : 1;
-  record.pid = ::getpid();
-  record.pid_namespace = OwnPidNamespace();
-  record.start_time = OwnStartTime();
-  record.boot_id = ReadProc("/proc/sys/kernel/random/boot_id");
+  DescribeSelf(record);
   record.version = owner.version;
-  record.api_version = meta::kApiVersion;
-  record.api_min_version = meta::kApiMinVersion;
   record.endpoint = owner.endpoint;
   record.phase = "steady";
   record.since_ns = std::chrono::duration_cast<std::chrono::nanoseconds>(
                         std::chrono::system_clock::now().time_since_epoch())
                         .count();
   disk->epoch_ = record.epoch;
+  if (last.ok()) {
+    disk->predecessor_ = *last;
+    disk->taken_over_ = last->manager_id != record.manager_id ||
+                        last->version != record.version;
+  }
   Status written = dir.ReplaceFile(kOwnerFile, EncodeOwner(record));
   BIM_FAILPOINT("store.claim.owner_written");
   // The format file last: while it is missing the folder is still being made.
@@ -400,6 +461,22 @@ std::variant<std::shared_ptr<Disk>, DiskFault> Disk::TryClaim(
 Disk::~Disk() {
   // Its lock is of no use to anybody; an owned disk's stays.
   if (!owned_ && lock_) (void)root_.RemoveFile(DataSourceLock(data_source_));
+}
+
+void Disk::Release() const {
+  if (!owned_ || released_.exchange(true)) return;
+  (void)::flock(lock_.get(), LOCK_UN);
+}
+
+Status Disk::PutHandover(const HandoverRecord& record) const {
+  BIM_RETURN_IF_ERROR(CheckOwner());
+  BIM_FAILPOINT_ERROR("store.handover.put");
+  return WriteHandover(root_, record);
+}
+
+Status Disk::RemoveHandover() const {
+  BIM_RETURN_IF_ERROR(CheckOwner());
+  return store::RemoveHandover(root_);
 }
 
 DiskFault Disk::Check(bool probe) const {
@@ -456,6 +533,9 @@ DiskFault Disk::Check(bool probe) const {
 
 Status Disk::CheckOwner() const {
   if (!owned_) return base::OkStatus();
+  if (released_) {
+    return base::AbortedError("disk " + uuid_ + " was handed over");
+  }
   const auto owner = ReadOwner(root_);
   if (!owner.ok()) {
     return base::AbortedError("the owner record of disk " + uuid_ +
@@ -482,6 +562,7 @@ Result<Space> Disk::GetSpace() const {
 
 Status Disk::PutDesired(const ImageKey& key, std::string_view json) const {
   if (!owned_) return base::OkStatus();
+  if (released_) return CheckOwner();
   BIM_FAILPOINT_ERROR("store.desired.put");
   return root_.ReplaceFile(DesiredFile(key), json, 0600);
 }
@@ -492,6 +573,7 @@ bool Disk::HasDesired(const ImageKey& key) const {
 
 Status Disk::RemoveDesired(const ImageKey& key) const {
   if (!owned_) return base::OkStatus();
+  if (released_) return CheckOwner();
   BIM_RETURN_IF_ERROR(root_.RemoveFile(DesiredFile(key)));
   BIM_ASSIGN_OR_RETURN(io::Dir dir, root_.OpenDir(kDesiredDir));
   return dir.Sync();

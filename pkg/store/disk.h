@@ -9,8 +9,10 @@
 
 #include <sys/types.h>
 
+#include <atomic>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <variant>
@@ -19,12 +21,21 @@
 #include "pkg/base/status.h"
 #include "pkg/base/unique_fd.h"
 #include "pkg/io/dir.h"
+#include "pkg/store/handover.h"
 #include "pkg/store/layout.h"
 
 namespace bim::store {
 
-enum class DiskState { kReady, kReadOnly, kMissing, kSwapped, kOwned, kFailed };
-// "ready", "read-only", "missing", "swapped", "owned", "failed".
+enum class DiskState {
+  kReady,
+  kReadOnly,
+  kMissing,
+  kSwapped,
+  kOwned,    // by another process
+  kWaiting,  // by a hand-over it is not ours to take (yet)
+  kFailed
+};
+// "ready", "read-only", "missing", "swapped", "owned", "waiting", "failed".
 std::string_view DiskStateName(DiskState state);
 
 // Why a disk cannot be used, and what to do.
@@ -32,6 +43,7 @@ struct DiskFault {
   DiskState state = DiskState::kFailed;
   std::string message;
   std::string uuid;  // what the disk says it is, when that could be read
+  std::optional<HandoverRecord> handover = std::nullopt;  // of kWaiting
 };
 
 // .bim/owner
@@ -52,6 +64,20 @@ struct OwnerRecord {
 std::string EncodeOwner(const OwnerRecord& owner);
 // DATA_LOSS when it cannot be read.
 base::Result<OwnerRecord> DecodeOwner(std::string_view text);
+// Of the process that owns the disk now, or owned it last. NOT_FOUND: nobody
+// ever did.
+base::Result<OwnerRecord> ReadOwner(const io::Dir& root);
+
+// Who this process is, wherever it is looked at from: filled into a record.
+void DescribeSelf(OwnerRecord& record);
+// Whether the process of a record lives, as far as that can be seen from here:
+// nullopt when it was in another pid namespace.
+std::optional<bool> IsAlive(const OwnerRecord& record);
+
+// Takes the lock of a disk that nobody owns, for a moment, to write down what
+// was decided about it: whoever claims it meanwhile finds it owned. Held until
+// the descriptor is closed. ABORTED: a process owns the disk.
+base::Result<base::UniqueFd> LockUnowned(const io::Dir& root);
 
 // The disk's uuid as its longhorn-disk.cfg says. NOT_FOUND: no such file.
 // DATA_LOSS: not readable as {"diskUUID":"..."}; the uuid follows CheckName.
@@ -105,6 +131,20 @@ class Disk {
   dev_t device() const { return device_; }
   // False: opened for a data source.
   bool owned() const { return owned_; }
+  // Who owned it before, if anybody did.
+  const std::optional<OwnerRecord>& predecessor() const { return predecessor_; }
+  // Whether that was another manager than this one, or another version of it.
+  bool taken_over() const { return taken_over_; }
+
+  // Lets go of the lock while the object, and all that was opened, stays for
+  // reading. From here on CheckOwner says ABORTED, and nothing is written.
+  // No work that writes may be under way. Idempotent.
+  void Release() const;
+  bool released() const { return released_; }
+
+  // What is agreed about handing it over; see store/handover.h. Durable.
+  base::Status PutHandover(const HandoverRecord& record) const;
+  base::Status RemoveHandover() const;
 
   // Is what lies at the path still this disk, writable, and ours? kReady or
   // the fault. With `probe` the lock file's times are set, too: a file system
@@ -138,6 +178,9 @@ class Disk {
   dev_t device_ = 0;
   ino_t inode_ = 0;
   base::UniqueFd lock_;
+  mutable std::atomic<bool> released_{false};
+  std::optional<OwnerRecord> predecessor_;
+  bool taken_over_ = false;
   bool owned_ = true;
   ImageKey data_source_;  // when not owned
 };

@@ -22,6 +22,7 @@ from lib.longhorn_daemon import DataSourceProcess, LonghornDaemon  # noqa: E402
 from lib.peers import FakePeer, Relay  # noqa: E402
 from lib.servers import Nginx, Origin  # noqa: E402
 from lib.ssync import Push, Receiver  # noqa: E402
+from lib.volume import Volume  # noqa: E402
 
 KEEP = os.environ.get("BIM_TEST_KEEP") == "1"
 
@@ -237,6 +238,16 @@ def nginx(scratch, files):
 @pytest.fixture
 def disk(disks):
     return disks.directory("one")
+
+
+@pytest.fixture
+def volume(scratch, disks):
+    """volume(backing, ...) -> a Volume at work over that image file."""
+    new, made = closing(lambda backing, *args, **options: Volume(
+        scratch / f"volume{len(made) + 1}", backing, *args, **options))
+    yield lambda *args, **options: new(*args, **options).start()
+    for each in made:
+        each.close()
 
 
 @pytest.fixture
