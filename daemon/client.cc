@@ -394,6 +394,33 @@ class Runner {
     return {};
   }
 
+  CommandEnd operator()(const HandoverCommand& command) {
+    using Call = HandoverCommand::Call;
+    using Service = v1::HandoverService;
+    const auto stub = Service::NewStub(connection_.channel());
+    switch (command.call) {
+      case Call::kBegin: {
+        v1::BeginHandoverRequest request;
+        request.set_automatic(command.automatic);
+        return Handover<v1::BeginHandoverResponse>(*stub, &Service::Stub::Begin,
+                                                   request);
+      }
+      case Call::kConfirm: {
+        v1::ConfirmHandoverRequest request;
+        request.set_force(command.force);
+        return Handover<v1::ConfirmHandoverResponse>(
+            *stub, &Service::Stub::Confirm, request);
+      }
+      case Call::kRollback:
+        return Handover<v1::RollbackHandoverResponse>(
+            *stub, &Service::Stub::Rollback, v1::RollbackHandoverRequest());
+      case Call::kStatus:
+        break;
+    }
+    return Handover<v1::HandoverStatusResponse>(*stub, &Service::Stub::Status,
+                                                v1::HandoverStatusRequest());
+  }
+
   template <typename Other>
   CommandEnd operator()(const Other&) {
     std::abort();  // not for a connection
@@ -429,6 +456,20 @@ class Runner {
     const v1::Image& image = response.image();
     Print(fmt::format("{} {}: {}{}", image.spec().name(), image.spec().uuid(),
                       remark, OneLine(RenderState(image))));
+  }
+
+  template <typename Response, typename Request, typename Method>
+  CommandEnd Handover(v1::HandoverService::Stub& stub, Method method,
+                      const Request& request) {
+    Response response;
+    const CommandEnd end = connection_.Call(stub, method, request, response);
+    if (!end.ok()) return end;
+    if (json()) {
+      PrintJson(response);
+    } else {
+      Print(RenderHandover(response.handover()));
+    }
+    return {};
   }
 
   // A GetLimitsResponse or SetLimitsResponse.

@@ -105,6 +105,7 @@ class Parser {
     AddImage();
     AddDisk();
     AddLimits();
+    AddHandover();
     AddVersion();
     AddConfig();
     AddCompletion();
@@ -425,6 +426,38 @@ class Parser {
                            c.transfers_per_disk;
           return any ? "" : "at least one limit";
         });
+  }
+
+  void AddHandover() {
+    using Call = HandoverCommand::Call;
+    CLI::App* group =
+        Group("handover", "Give this node's disks to another manager");
+    const auto add = [&](Call call, const std::string& name,
+                         const std::string& help, const auto& more) {
+      Leaf<HandoverCommand>(group, name, help,
+                            [&](CLI::App& app, HandoverCommand& c) {
+                              c.call = call;
+                              more(app, c);
+                            });
+    };
+    const auto none = [](CLI::App&, HandoverCommand&) {};
+    add(Call::kBegin, "begin",
+        "Ask the owner of the disks to hand them over to the manager that is "
+        "called",
+        [](CLI::App& app, HandoverCommand& c) {
+          app.add_flag("--auto", c.automatic,
+                       "Confirm by itself when the new manager is ready");
+        });
+    add(Call::kConfirm, "confirm",
+        "The disks are the new manager's; at either of both",
+        [](CLI::App& app, HandoverCommand& c) {
+          app.add_flag("--force", c.force,
+                       "At the new manager: kill an owner that does not "
+                       "answer");
+        });
+    add(Call::kRollback, "rollback",
+        "The disks stay their owner's; at either of both", none);
+    add(Call::kStatus, "status", "Show whether a hand-over goes on", none);
   }
 
   void AddVersion() {

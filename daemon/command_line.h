@@ -98,6 +98,13 @@ struct LimitsSetCommand {
   std::optional<uint64_t> download_rate, peer_rate, background_read_rate;
   std::optional<uint32_t> transfers, transfers_per_disk;
 };
+// `handover CMD`: one call of HandoverService.
+struct HandoverCommand {
+  enum class Call { kBegin, kConfirm, kRollback, kStatus };
+  Call call = Call::kStatus;
+  bool automatic = false;  // of begin
+  bool force = false;      // of confirm
+};
 struct VersionCommand {
   bool client_only = false;
   bool longhorn = false;  // in the form of Longhorn's command line
@@ -128,8 +135,8 @@ using Command = std::variant<
     DaemonCommand, ConfigCheckCommand, ImageEnsureCommand, ImageUploadCommand,
     ImageGetCommand, ImageListCommand, ImageWatchCommand, ImageRemoveCommand,
     ImageVerifyCommand, ImageExportCommand, DiskListCommand, DiskAddCommand,
-    DiskRemoveCommand, LimitsGetCommand, LimitsSetCommand, VersionCommand,
-    CompletionCommand, DataSourceCommand, LonghornCommand>;
+    DiskRemoveCommand, LimitsGetCommand, LimitsSetCommand, HandoverCommand,
+    VersionCommand, CompletionCommand, DataSourceCommand, LonghornCommand>;
 
 struct Invocation {
   ClientOptions client;

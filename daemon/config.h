@@ -27,6 +27,13 @@ struct LonghornConfig {
   bool always_push = false;  // also between managers of ours, to measure it
 };
 
+struct HandoverConfig {
+  bool automatic = false;
+  std::chrono::milliseconds drain_timeout{0};
+  std::chrono::milliseconds lease{0};
+  std::chrono::milliseconds confirm_timeout{0};
+};
+
 // A value; made by LoadConfig, which has checked everything that can be
 // checked without I/O.
 struct Config {
@@ -48,6 +55,7 @@ struct Config {
   bool log_json = false;
   transfer::Options transfer;
   LonghornConfig longhorn;
+  HandoverConfig handover;
   // Started as Longhorn's control plane does, by --sync-listen: other defaults
   // count, and the disks must be there from the start.
   bool longhorn_mode = false;

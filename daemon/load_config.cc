@@ -239,6 +239,7 @@ class Merger {
         {"api.socket", std::string()},
         {"api.data_listen", std::string()},
         {"disks.paths", std::vector<std::string>{kLonghornDisk}},
+        {"handover.mode", std::string("auto")},
     };
     for (const auto& [name, value] : defaults) {
       EffectiveValue& effective = result_.values[FindSetting(name)];

@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <cstring>
+#include <future>
 
 #include "pkg/base/log.h"
 
@@ -61,6 +62,26 @@ StopSignal::~StopSignal() {
   silent.get_future().wait();
 }
 
+void StopSignal::Stop(const std::string& why) {
+  {
+    std::lock_guard lock(mutex_);
+    if (stopped_) return;
+    stopped_ = true;
+  }
+  BIM_LOG_INFO("{}: stopping", why);
+  changed_.notify_all();
+}
+
+void StopSignal::Wait() {
+  std::unique_lock lock(mutex_);
+  changed_.wait(lock, [&] { return stopped_; });
+}
+
+bool StopSignal::WaitFor(std::chrono::milliseconds time) {
+  std::unique_lock lock(mutex_);
+  return changed_.wait_for(lock, time, [&] { return stopped_; });
+}
+
 void StopSignal::AwaitStop(bool first) {
   stop_signals_.async_wait(
       [this, first](const boost::system::error_code& error, int number) {
@@ -70,8 +91,7 @@ void StopSignal::AwaitStop(bool first) {
                        sigabbrev_np(number));
           _exit(1);
         }
-        BIM_LOG_INFO("SIG{}: stopping", sigabbrev_np(number));
-        stopped_.set_value();
+        Stop(std::string("SIG") + sigabbrev_np(number));
         AwaitStop(/*first=*/false);
       });
 }

@@ -3,7 +3,10 @@
 #pragma once
 
 #include <boost/asio/signal_set.hpp>
-#include <future>
+#include <chrono>
+#include <condition_variable>
+#include <mutex>
+#include <string>
 
 #include "pkg/exec/event_loop.h"
 
@@ -23,7 +26,12 @@ class StopSignal {
   StopSignal(const StopSignal&) = delete;
   StopSignal& operator=(const StopSignal&) = delete;
 
-  void Wait() { stopped_.get_future().wait(); }
+  // The same, by the program itself; `why` is logged. Any thread, also before
+  // Wait.
+  void Stop(const std::string& why);
+  void Wait();
+  // False: not stopped within that time.
+  bool WaitFor(std::chrono::milliseconds time);
 
  private:
   void AwaitStop(bool first);
@@ -32,7 +40,9 @@ class StopSignal {
   exec::EventLoop& loop_;
   boost::asio::signal_set stop_signals_;
   boost::asio::signal_set hangups_;
-  std::promise<void> stopped_;
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  bool stopped_ = false;
 };
 
 }  // namespace bim::daemon

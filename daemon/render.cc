@@ -179,6 +179,25 @@ std::string RenderDisks(const v1::ListDisksResponse& disks) {
   return table.Render();
 }
 
+std::string RenderHandover(const v1::Handover& handover) {
+  if (handover.role().empty()) return "no hand-over goes on\n";
+  const auto party = [](const v1::HandoverParty& of) {
+    return of.manager_id() + (of.version().empty() ? "" : " " + of.version()) +
+           (of.endpoint().empty() ? "" : " at " + of.endpoint());
+  };
+  Table table({{"HAND-OVER"}, {handover.id()}});
+  table.AddRow({"this manager is", handover.role()});
+  table.AddRow({"phase", handover.phase()});
+  table.AddRow({"owner", party(handover.owner())});
+  table.AddRow({"candidate", party(handover.candidate())});
+  table.AddRow({"ready", handover.ready() ? "yes" : "no"});
+  table.AddRow({"confirmed by", handover.automatic() ? "itself" : "a person"});
+  if (!handover.message().empty()) {
+    table.AddRow({"message", handover.message()});
+  }
+  return table.Render();
+}
+
 std::string RenderLimits(const v1::Limits& limits) {
   const auto rate = [](uint64_t bytes) {
     return bytes == 0 ? "no limit" : HumanBytes(bytes) + "/s";

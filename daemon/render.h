@@ -15,6 +15,7 @@ std::string RenderImage(const bim::v1::Image& image);
 std::string RenderDisks(const bim::v1::ListDisksResponse& disks);
 
 // One line a limit.
+std::string RenderHandover(const bim::v1::Handover& handover);
 std::string RenderLimits(const bim::v1::Limits& limits);
 
 // "ready", "in-progress 45%", "failed: cannot ...".

@@ -3,22 +3,24 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 #include <systemd/sd-daemon.h>
+#include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
-#include <filesystem>
 #include <memory>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "daemon/hand_over.h"
+#include "daemon/listeners.h"
 #include "daemon/process.h"
 #include "daemon/state_dir.h"
-#include "pkg/api/address.h"
 #include "pkg/api/data_server.h"
-#include "pkg/api/listener.h"
 #include "pkg/api/node_server.h"
 #include "pkg/api/peers.h"
 #include "pkg/base/log.h"
+#include "pkg/base/names.h"
 #include "pkg/exec/event_loop.h"
 #include "pkg/exec/worker_pool.h"
 #include "pkg/http/server.h"
@@ -43,52 +45,6 @@ constexpr size_t kDataThreads = 16;
 constexpr std::chrono::seconds kSyncStall{30};
 // For calls that are under way at the stop.
 constexpr std::chrono::seconds kShutdownGrace{5};
-
-struct Listeners {
-  std::vector<base::UniqueFd> api;
-  base::UniqueFd data;  // empty: off
-  base::UniqueFd sync;  // Longhorn's file service; empty: off
-  uint16_t sync_port = 0;
-  Endpoints bound;
-};
-
-base::Result<Listeners> OpenListeners(const Config& config) {
-  Listeners listeners;
-  for (const std::string& address : config.listen) {
-    BIM_ASSIGN_OR_RETURN(api::Listener listener, api::Listen(address));
-    listeners.api.push_back(std::move(listener.fd));
-    listeners.bound.api.push_back(listener.address);
-  }
-  if (!config.socket.empty()) {
-    BIM_ASSIGN_OR_RETURN(const api::Address address,
-                         api::ParseAddress(config.socket));
-    // Its directory is usually on a tmpfs. One level only: a typing mistake
-    // makes no tree.
-    std::error_code ignored;  // Listen says what is wrong
-    std::filesystem::create_directory(
-        std::filesystem::path(address.path).parent_path(), ignored);
-    BIM_ASSIGN_OR_RETURN(api::Listener listener, api::Listen(config.socket));
-    listeners.api.push_back(std::move(listener.fd));
-    listeners.bound.socket = listener.address;
-  }
-  if (!config.data_listen.empty()) {
-    BIM_ASSIGN_OR_RETURN(api::Listener listener,
-                         api::Listen(config.data_listen));
-    listeners.data = std::move(listener.fd);
-    listeners.bound.data = listener.address;
-  }
-  if (const std::string& sync = config.longhorn.sync_listen; !sync.empty()) {
-    BIM_ASSIGN_OR_RETURN(api::Listener listener, api::Listen(sync));
-    BIM_ASSIGN_OR_RETURN(const api::Address address,
-                         api::ParseAddress(listener.address));
-    listeners.sync = std::move(listener.fd);
-    listeners.sync_port = address.port;
-    listeners.bound.sync = listener.address;
-    // It answers what the data port would, too.
-    if (!listeners.data) listeners.bound.data = listener.address;
-  }
-  return listeners;
-}
 
 // The disks that Longhorn's control plane counts on. Another one at the path,
 // or none, must not be taken for it: the daemon does not start then.
@@ -167,12 +123,47 @@ http::Handler SyncHandler(manager::Manager& manager) {
   };
 }
 
+// Nothing new; what runs has its time.
+void Drain(manager::Manager& manager, std::chrono::milliseconds at_most) {
+  manager.Hold("the daemon is stopping");
+  if (!manager.AwaitIdle(at_most)) {
+    BIM_LOG_INFO("what still runs is left resumable");
+  }
+}
+
+handover::Party SelfAt(handover::Party self, const Endpoints& bound) {
+  self.endpoint = bound.socket.empty() ? bound.api.front() : bound.socket;
+  return self;
+}
+
+// The disks that this daemon will own, before it has a manager.
+base::Result<std::vector<std::string>> DiskPaths(const Config& config) {
+  std::vector<std::string> paths;
+  if (!config.ephemeral_state) {
+    const auto known = manager::KnownDiskPaths(config.state_dir);
+    if (known.ok()) {
+      paths = *known;
+    } else if (known.status().code() != base::Code::kNotFound) {
+      return known.status();
+    }
+  }
+  for (const std::string& path : config.disk_paths) {
+    if (std::find(paths.begin(), paths.end(), path) == paths.end()) {
+      paths.push_back(path);
+    }
+  }
+  return paths;
+}
+
 // From here on there are disks to give back. The locals are destroyed in the
 // reverse of this order: what uses the manager ends before it.
-base::Status RunManager(const Config& config, const StateDir& state,
-                        const std::string& manager_id, Listeners listeners,
-                        exec::EventLoop& loop, StopSignal& stop_signal) {
+// `take_over`: what this process took its disks over by; may be null.
+base::Status RunManager(const Config& config, StateDir& state,
+                        const handover::Party& self, Listeners listeners,
+                        exec::EventLoop& loop, StopSignal& stop_signal,
+                        std::unique_ptr<TakeOver> take_over) {
   const Endpoints bound = listeners.bound;
+  const std::string& manager_id = self.manager_id;
   BIM_ASSIGN_OR_RETURN(
       const std::unique_ptr<manager::Manager> manager,
       manager::Manager::Create(ManagerOptions(config, state, manager_id, bound),
@@ -180,6 +171,11 @@ base::Status RunManager(const Config& config, const StateDir& state,
   exec::WorkerPool api_pool("bim-api", kApiThreads);
   exec::WorkerPool data_pool("bim-data", kDataThreads);
   manager->Start();
+  const std::unique_ptr<HandOver> hand_over = HandOver::Start(
+      {.config = config.handover,
+       .self = SelfAt(self, bound),
+       .ephemeral = config.ephemeral_state && config.manager_id.empty()},
+      *manager, state, stop_signal, std::move(listeners.kept));
 
   std::unique_ptr<http::Server> data_server;
   if (listeners.data) {
@@ -200,6 +196,7 @@ base::Status RunManager(const Config& config, const StateDir& state,
   api::NodeServer::Options server_options;
   server_options.manager_id = manager_id;
   server_options.data_endpoint = bound.data;
+  server_options.hand_over = hand_over.get();
   const auto longhorn_face =
       longhorn::GrpcFace::Make({.download_port = listeners.sync_port,
                                 .download_host = config.longhorn.outside},
@@ -216,14 +213,24 @@ base::Status RunManager(const Config& config, const StateDir& state,
   const std::string disks = DescribeDisks(manager->ListDisks());
   BIM_LOG_INFO("bim {} is ready: {}; disks: {}", meta::Version(),
                DescribeEndpoints(bound), disks);
-  sd_notifyf(0, "READY=1\nSTATUS=%s; disks: %s",
+  // (The main process of the service is this one, also when it took over.)
+  sd_notifyf(0, "READY=1\nMAINPID=%d\nSTATUS=%s; disks: %s", getpid(),
              DescribeEndpoints(bound).c_str(), disks.c_str());
+  if (take_over) {
+    if (take_over->Finish()) BIM_LOG_INFO("hand-over: the disks are ours");
+    take_over.reset();
+  }
 
   stop_signal.Wait();
-  sd_notify(0, "STOPPING=1\nSTATUS=Stopping: transfers stay resumable");
-  if (const base::Status removed = state.RemoveEndpoints(); !removed.ok()) {
-    BIM_LOG_WARN("{}", removed.message());
+  if (!hand_over->handed_over()) {
+    sd_notify(0, "STOPPING=1\nSTATUS=Stopping: transfers stay resumable");
+    Drain(*manager, config.handover.drain_timeout);
+    if (const base::Status removed = state.RemoveEndpoints(); !removed.ok()) {
+      BIM_LOG_WARN("{}", removed.message());
+    }
+    manager->ForgetHandover();
   }
+  hand_over->Close();
   // First, so that no request is waited for that waits for a disk's work.
   manager->BeginStop();
   server->Shutdown(kShutdownGrace);
@@ -247,20 +254,38 @@ base::Status Serve(const EffectiveConfig& effective) {
   }
 
   BIM_RETURN_IF_ERROR(CheckIdentities(config));
-  BIM_ASSIGN_OR_RETURN(const StateDir state,
-                       config.ephemeral_state
-                           ? StateDir::OpenEphemeral()
-                           : StateDir::Open(config.state_dir));
+  exec::EventLoop loop;
+  StopSignal stop_signal(loop);
+
   std::string manager_id = config.manager_id;
+  std::unique_ptr<TakeOver> take_over;
+  if (config.handover.automatic) {
+    // Its state_dir may be in use by the daemon that is to be succeeded.
+    if (manager_id.empty() && !config.ephemeral_state) {
+      manager_id = StateDir::PeekManagerId(config.state_dir);
+    }
+    BIM_ASSIGN_OR_RETURN(std::vector<std::string> paths, DiskPaths(config));
+    take_over = TakeOver::Make(
+        config.handover,
+        handover::Self(manager_id.empty() ? base::GenerateUuid() : manager_id,
+                       ""),
+        std::move(paths), stop_signal);
+    if (!take_over->Await()) return base::OkStatus();
+  }
+  BIM_ASSIGN_OR_RETURN(StateDir state, config.ephemeral_state
+                                           ? StateDir::OpenEphemeral()
+                                           : StateDir::Open(config.state_dir));
   if (manager_id.empty()) {
     BIM_ASSIGN_OR_RETURN(manager_id, state.ManagerId());
   }
-  BIM_ASSIGN_OR_RETURN(Listeners listeners, OpenListeners(config));
-
-  exec::EventLoop loop;
-  StopSignal stop_signal(loop);
-  return RunManager(config, state, manager_id, std::move(listeners), loop,
-                    stop_signal);
+  BIM_ASSIGN_OR_RETURN(
+      Listeners listeners,
+      OpenListeners(config, take_over
+                                ? take_over->TakeSockets()
+                                : std::vector<handover::ListeningSocket>()));
+  return RunManager(config, state, handover::Self(manager_id, ""),
+                    std::move(listeners), loop, stop_signal,
+                    std::move(take_over));
 }
 
 }  // namespace bim::daemon

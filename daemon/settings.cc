@@ -185,6 +185,9 @@ base::Status CheckLogLevel(const Value& value) {
 base::Status CheckCompression(const Value& value) {
   return CheckOneOf(value, {"auto", "off", "on"});
 }
+base::Status CheckHandoverMode(const Value& value) {
+  return CheckOneOf(value, {"manual", "auto"});
+}
 base::Status CheckLogFormat(const Value& value) {
   return CheckOneOf(value, {"text", "json"});
 }
@@ -581,6 +584,46 @@ const auto& Table() {
                "do, to measure that; slower",
        .store = [](const Value& v,
                    Config& c) { c.longhorn.always_push = std::get<bool>(v); }},
+
+      {.section = "handover",
+       .key = "mode",
+       .kind = Kind::kText,
+       .default_text = "manual",
+       .help = "When another process owns the disks at the start: manual waits "
+               "until somebody begins a hand-over, auto takes them over",
+       .check = CheckHandoverMode,
+       .store = [](const Value& v,
+                   Config& c) { c.handover.automatic = Text(v) == "auto"; },
+       .short_flag = "--handover"},
+      {.section = "handover",
+       .key = "drain_timeout",
+       .kind = Kind::kDuration,
+       .default_text = "20s",
+       .help = "How long downloads and uploads that run are waited for at a "
+               "hand-over or a stop; what is not done then is resumed later",
+       .min = 0,
+       .max = kDay,
+       .store = [](const Value& v,
+                   Config& c) { c.handover.drain_timeout = Duration(v); },
+       .short_flag = "--drain-timeout"},
+      {.section = "handover",
+       .key = "lease",
+       .kind = Kind::kDuration,
+       .default_text = "30s",
+       .help = "A candidate that is silent for so long is taken to be down",
+       .min = kSecond,
+       .max = kDay,
+       .store = [](const Value& v,
+                   Config& c) { c.handover.lease = Duration(v); }},
+      {.section = "handover",
+       .key = "confirm_timeout",
+       .kind = Kind::kDuration,
+       .default_text = "20s",
+       .help = "How long a confirmation waits for the other side",
+       .min = 100,
+       .max = kDay,
+       .store = [](const Value& v,
+                   Config& c) { c.handover.confirm_timeout = Duration(v); }},
 
       {.section = "backoff",
        .key = "first",

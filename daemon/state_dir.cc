@@ -121,6 +121,16 @@ base::Result<std::string> StateDir::ManagerId() const {
   return id;
 }
 
+std::string StateDir::PeekManagerId(const std::string& path) {
+  const auto dir = io::Dir::Open(path);
+  if (!dir.ok()) return "";
+  const auto read = dir->ReadFile(kManagerId, 256);
+  if (!read.ok()) return "";
+  std::string id = *read;
+  id.erase(id.find_last_not_of('\n') + 1);
+  return base::CheckName(id, "id").ok() ? id : "";
+}
+
 base::Status StateDir::WriteEndpoints(const Endpoints& endpoints) const {
   return dir_.ReplaceFile(kEndpoint, EndpointJson(endpoints, getpid()), 0644);
 }

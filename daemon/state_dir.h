@@ -46,6 +46,12 @@ class StateDir {
   // when the file holds no name: an identity is never replaced by guess.
   base::Result<std::string> ManagerId() const;
 
+  // Lets go of the lock: the directory is another daemon's from here on.
+  void Release() { lock_.Reset(); }
+
+  // The identity that is kept at `path` by whoever uses it now; empty: none.
+  static std::string PeekManagerId(const std::string& path);
+
   base::Status WriteEndpoints(const Endpoints& endpoints) const;
   base::Status RemoveEndpoints() const;
 

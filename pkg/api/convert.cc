@@ -285,4 +285,24 @@ void ToProto(std::chrono::system_clock::time_point time,
           .count()));
 }
 
+void ToProto(const handover::Control::Situation& situation,
+             v1::Handover* handover) {
+  const auto party = [](const handover::Party& from, v1::HandoverParty* to) {
+    to->set_manager_id(from.manager_id);
+    to->set_version(from.version);
+    to->set_endpoint(from.endpoint);
+  };
+  const handover::Status& status = situation.status;
+  handover->set_id(status.id);
+  handover->set_role(situation.role);
+  handover->set_phase(status.phase);
+  if (!situation.role.empty()) {
+    party(status.owner, handover->mutable_owner());
+    party(status.candidate, handover->mutable_candidate());
+  }
+  handover->set_ready(status.ready);
+  handover->set_automatic(status.automatic);
+  handover->set_message(status.message);
+}
+
 }  // namespace bim::api

@@ -12,6 +12,7 @@
 
 #include "bim/v1/node.pb.h"
 #include "pkg/base/status.h"
+#include "pkg/handover/control.h"
 #include "pkg/manager/manager.h"
 #include "pkg/manager/types.h"
 
@@ -45,5 +46,8 @@ void ToProto(const manager::VerifyProgress& progress,
 void ToProto(const manager::Limits& limits, v1::Limits* proto);
 void ToProto(std::chrono::system_clock::time_point time,
              google::protobuf::Timestamp* proto);
+
+void ToProto(const handover::Control::Situation& situation,
+             v1::Handover* handover);
 
 }  // namespace bim::api

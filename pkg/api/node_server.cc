@@ -386,6 +386,68 @@ class LimitServiceImpl final : public v1::LimitService::CallbackService {
   std::mutex mutex_;
 };
 
+class HandoverServiceImpl final : public v1::HandoverService::CallbackService {
+ public:
+  explicit HandoverServiceImpl(Shared& shared) : shared_(shared) {}
+
+  grpc::ServerUnaryReactor* Begin(
+      grpc::CallbackServerContext* context,
+      const v1::BeginHandoverRequest* request,
+      v1::BeginHandoverResponse* response) override {
+    return Decide(context, response,
+                  [automatic = request->automatic()](handover::Control& on) {
+                    return on.Begin(automatic);
+                  });
+  }
+  grpc::ServerUnaryReactor* Confirm(
+      grpc::CallbackServerContext* context,
+      const v1::ConfirmHandoverRequest* request,
+      v1::ConfirmHandoverResponse* response) override {
+    return Decide(context, response,
+                  [force = request->force()](handover::Control& on) {
+                    return on.Confirm(force);
+                  });
+  }
+  grpc::ServerUnaryReactor* Rollback(
+      grpc::CallbackServerContext* context,
+      const v1::RollbackHandoverRequest* /*request*/,
+      v1::RollbackHandoverResponse* response) override {
+    return Decide(context, response,
+                  [](handover::Control& on) { return on.Rollback(); });
+  }
+  grpc::ServerUnaryReactor* Status(
+      grpc::CallbackServerContext* context,
+      const v1::HandoverStatusRequest* /*request*/,
+      v1::HandoverStatusResponse* response) override {
+    return Decide(context, response,
+                  [](handover::Control& /*on*/) { return base::OkStatus(); });
+  }
+
+ private:
+  // On a worker; answers with what the hand-over is then.
+  template <typename Response, typename Act>
+  grpc::ServerUnaryReactor* Decide(grpc::CallbackServerContext* context,
+                                   Response* response, Act act) {
+    base::Status status = Negotiate(*context, shared_.options.versions);
+    if (status.ok() && shared_.options.hand_over == nullptr) {
+      status = base::FailedPreconditionError("this daemon hands nothing over");
+    }
+    if (!status.ok()) return Reply(context, status);
+    grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+    shared_.blocking.Run<Response>(
+        reactor, response,
+        [&control = *shared_.options.hand_over,
+         act = std::move(act)](Response* made) -> base::Status {
+          BIM_RETURN_IF_ERROR(act(control));
+          ToProto(control.Now(), made->mutable_handover());
+          return base::OkStatus();
+        });
+    return reactor;
+  }
+
+  Shared& shared_;
+};
+
 class NodeServerImpl final : public NodeServer {
  public:
   NodeServerImpl(Options options, manager::Manager& manager,
@@ -433,6 +495,7 @@ class NodeServerImpl final : public NodeServer {
     builder.RegisterService(&disks_);
     builder.RegisterService(&images_);
     builder.RegisterService(&limits_);
+    builder.RegisterService(&handovers_);
     for (const Options::Service& more : options.services) {
       builder.RegisterService(more.service);
     }
@@ -494,6 +557,7 @@ class NodeServerImpl final : public NodeServer {
   DiskServiceImpl disks_{shared_};
   ImageServiceImpl images_{shared_};
   LimitServiceImpl limits_{shared_};
+  HandoverServiceImpl handovers_{shared_};
   std::unique_ptr<grpc::experimental::ExternalConnectionAcceptor> connections_;
   std::unique_ptr<grpc::Server> server_;
   std::unique_ptr<Acceptor> acceptor_;

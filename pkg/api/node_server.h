@@ -22,6 +22,7 @@
 #include "pkg/base/unique_fd.h"
 #include "pkg/exec/event_loop.h"
 #include "pkg/exec/worker_pool.h"
+#include "pkg/handover/control.h"
 #include "pkg/manager/manager.h"
 #include "pkg/meta/version.h"
 
@@ -37,6 +38,9 @@ class NodeServer {
     size_t max_streams = 256;         // Watch and Verify
     size_t max_blocking_calls = 128;  // that wait for or have a worker
     meta::VersionRange versions = kOurVersions;
+    // HandoverService; null: FAILED_PRECONDITION. Outlives the server, and what
+    // runs on `pool`.
+    handover::Control* hand_over = nullptr;
     // Further services on the same port. `close` is called in Shutdown, before
     // the server's own end: no call of the service may be under way after it.
     // They outlive the server.

@@ -95,19 +95,11 @@ OwnerEffects StepWriting(OwnerState& state, OwnerEvent event) {
       state.ready = state.down = false;
       break;
     case OE::kConfirm:
-      if (state.stage == OS::kUndoing) {
-        out = {Out::kAnswerNothing};
-      } else {
-        state.confirm = true;
-        out = {Out::kStartDeadline};
-      }
+      state.confirm = true;
+      out = {Out::kStartDeadline};
       break;
     case OE::kRollback:
-      if (state.stage == OS::kDeciding) {
-        out = {Out::kAnswerDecided};
-      } else {
-        state.rollback = true;
-      }
+      state.rollback = true;
       break;
     default:
       break;
@@ -258,8 +250,8 @@ OwnerEffects Step(OwnerState& state, OwnerEvent event) {
       if (state.stage == OS::kAsking) {
         state.stage = OS::kBegun;
         state.ready = false;  // until it says so again
-        if (state.connected) out.push_back(Out::kTellWithdrawn);
       }
+      if (state.connected) out.push_back(Out::kTellWithdrawn);
       Answer(state, out, Out::kAnswerTimeout, Out::kAnswerTimeout);
       break;
     default:

@@ -211,7 +211,7 @@ Result<DirectedStatus> ManagerImpl::Direct(DirectedSpec given) {
   ImageSpec spec;
   {
     Lock lock(mutex_);
-    if (stopping_) return base::UnavailableError("the daemon is stopping");
+    BIM_RETURN_IF_ERROR(Admit());
     BIM_ASSIGN_OR_RETURN(DiskEntry * entry, DirectedDisk(given.disk));
     const std::string disk_uuid = entry->expected_uuid;
     const auto unusable = [](const DiskEntry& which) {
@@ -451,7 +451,7 @@ static void AwaitDocuments(std::mutex& documents) {
 Result<std::shared_ptr<store::Disk>> ManagerImpl::BeginDirecting(
     Directing& turn, Lock& lock, std::string_view disk_name,
     const ImageKey& key) {
-  if (stopping_) return base::UnavailableError("the daemon is stopping");
+  BIM_RETURN_IF_ERROR(Admit());
   BIM_ASSIGN_OR_RETURN(const DiskEntry* entry, DirectedDisk(disk_name));
   const std::string disk_uuid = entry->expected_uuid;
   BIM_RETURN_IF_ERROR(turn.Begin(*this, lock, disk_uuid, key));

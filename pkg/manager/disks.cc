@@ -1,5 +1,6 @@
 // Taking, checking, loading and losing disks.
 
+#include <fmt/format.h>
 #include <sys/stat.h>
 
 #include <algorithm>
@@ -76,6 +77,25 @@ Status ManagerImpl::LoadState() {
     }
   }
   return base::OkStatus();
+}
+
+Result<std::vector<std::string>> KnownDiskPaths(const std::string& state_dir) {
+  std::vector<std::string> paths;
+  BIM_ASSIGN_OR_RETURN(const io::Dir state, io::Dir::Open(state_dir));
+  const auto text = state.ReadFile(kDisksFile, kMaxDisksFile);
+  if (!text.ok()) {
+    if (text.status().code() == Code::kNotFound) return paths;
+    return text.status();
+  }
+  try {
+    for (const json& item : json::parse(*text).at("disks")) {
+      paths.push_back(item.at("path").get<std::string>());
+    }
+  } catch (const json::exception& error) {
+    return base::FailedPreconditionError(state_dir + "/" + kDisksFile +
+                                         " is damaged: " + error.what());
+  }
+  return paths;
 }
 
 Status ManagerImpl::SaveDisks() {
@@ -168,13 +188,14 @@ void ManagerImpl::CheckDisks(bool probe) {
   std::vector<std::string> paths;
   {
     Lock lock(mutex_);
-    if (stopping_ || checking_disks_) return;
+    if (stopping_ || released_ || checking_disks_) return;
     checking_disks_ = true;
     for (const DiskEntry& entry : disks_) paths.push_back(entry.path);
   }
   for (const std::string& path : paths) CheckDisk(path, probe);
   Lock lock(mutex_);
   checking_disks_ = false;
+  jobs_changed_.notify_all();
 }
 
 void ManagerImpl::CheckDisk(const std::string& path, bool probe) {
@@ -304,7 +325,7 @@ bool ManagerImpl::TryDisk(const std::string& path) {
   {
     Lock lock(mutex_);
     const DiskEntry* entry = FindDisk(path);
-    if (entry == nullptr || entry->disk || stopping_) return true;
+    if (entry == nullptr || entry->disk || stopping_ || released_) return true;
     if (!busy_disks_.insert(path).second) return false;
     expected = entry->expected_uuid;
   }
@@ -536,6 +557,17 @@ void ManagerImpl::LoadDisk(const std::shared_ptr<store::Disk>& disk) {
                          : desired.last_error;
       copy.permanent = true;
     } else if (copy.state == CopyState::kPending && !copy.found_file &&
+               desired.last_error.empty() && copy.partial &&
+               disk->taken_over() && !desired.spec.source.upload) {
+      copy.state = CopyState::kFailed;
+      copy.message = fmt::format(
+          "it was in progress when manager {} ({}) gave up the disk; it goes "
+          "on with the bytes it has in {} s",
+          disk->predecessor()->manager_id, disk->predecessor()->version,
+          options_.backoff_first.count() / 1000);
+      copy.retry.attempts = 1;
+      copy.due = std::chrono::system_clock::now() + options_.backoff_first;
+    } else if (copy.state == CopyState::kPending && !copy.found_file &&
                !desired.last_error.empty()) {
       copy.state = CopyState::kFailed;
       copy.message = desired.last_error;
@@ -627,7 +659,7 @@ Result<DiskStatus> ManagerImpl::AddDisk(const std::string& given,
   }
   {
     Lock lock(mutex_);
-    if (stopping_) return base::UnavailableError("the daemon is stopping");
+    BIM_RETURN_IF_ERROR(Admit());
     for (const DiskEntry& entry : disks_) {
       if (entry.expected_uuid == *identity && entry.path != path) {
         return base::AlreadyExistsError("disk " + *identity +
@@ -663,6 +695,7 @@ Result<DiskStatus> ManagerImpl::AddDisk(const std::string& given,
 Status ManagerImpl::RemoveDisk(const std::string& uuid_or_path, bool force) {
   {
     Lock lock(mutex_);
+    BIM_RETURN_IF_ERROR(Admit());
     // While it is being claimed nobody can say what holds it.
     const bool idle = jobs_changed_.wait_for(lock, kTakeDeadline, [&] {
       const DiskEntry* entry = FindDisk(uuid_or_path);

@@ -47,7 +47,7 @@ void ManagerImpl::Reconcile(const ImageKey& key) {
   const auto it = images_.find(key);
   // Nothing begins before all disks were looked at: what is missing on one may
   // lie, whole or in part, on the next.
-  if (it == images_.end() || stopping_ || loading_) return;
+  if (it == images_.end() || stopping_ || loading_ || !held_.empty()) return;
   ImageEntry& image = it->second;
   if (image.removing || image.ensuring) return;
   std::vector<CopyView> views;
@@ -601,7 +601,7 @@ void ManagerImpl::ArmRetryTimer() {
       }
     }
   }
-  if (!next || stopping_) return;
+  if (!next || stopping_ || !held_.empty()) return;
   const auto delay = std::max<std::chrono::milliseconds>(
       std::chrono::duration_cast<std::chrono::milliseconds>(
           *next - system_clock::now()) +

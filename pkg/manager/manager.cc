@@ -372,7 +372,7 @@ Result<Manager::Ensured> ManagerImpl::Ensure(ImageSpec given) {
   std::optional<ImageKey> known;
   {
     Lock lock(mutex_);
-    if (stopping_) return base::UnavailableError("the daemon is stopping");
+    BIM_RETURN_IF_ERROR(Admit());
     BIM_ASSIGN_OR_RETURN(spec, Resolve(std::move(given)));
     BIM_RETURN_IF_ERROR(AwaitOthers(lock, spec.name));
     if (spec.uuid.empty()) {
@@ -539,7 +539,7 @@ Status ManagerImpl::Remove(std::string_view name, std::string_view uuid,
   std::shared_ptr<std::mutex> documents;
   {
     Lock lock(mutex_);
-    if (stopping_) return base::UnavailableError("the daemon is stopping");
+    BIM_RETURN_IF_ERROR(Admit());
     BIM_RETURN_IF_ERROR(AwaitOthers(lock, name));
     BIM_ASSIGN_OR_RETURN(auto it, Find(name, uuid));
     key = it->first;
@@ -641,7 +641,7 @@ Result<uint64_t> ManagerImpl::StartVerify(std::string_view name,
   uint64_t id = 0;
   {
     Lock lock(mutex_);
-    if (stopping_) return base::UnavailableError("the daemon is stopping");
+    BIM_RETURN_IF_ERROR(Admit());
     BIM_ASSIGN_OR_RETURN(auto it, Find(name, uuid));
     const ImageKey key = it->first;
     ImageEntry& image = it->second;

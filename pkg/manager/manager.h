@@ -24,6 +24,7 @@
 #include "pkg/exec/turns.h"
 #include "pkg/manager/directed.h"
 #include "pkg/manager/types.h"
+#include "pkg/store/handover.h"
 #include "pkg/store/record.h"
 #include "pkg/transfer/options.h"
 #include "pkg/transfer/peers.h"
@@ -114,6 +115,11 @@ class Subscription {
  public:
   virtual ~Subscription() = default;
 };
+
+// The paths of the disks that were added on this node, as `state_dir` has them,
+// whoever uses it now. Errors as of Manager::Create.
+base::Result<std::vector<std::string>> KnownDiskPaths(
+    const std::string& state_dir);
 
 class Manager {
  public:
@@ -259,6 +265,25 @@ class Manager {
   virtual base::Status RemoveDirected(std::string_view disk,
                                       std::string_view name,
                                       std::string_view uuid) = 0;
+
+  // --- Handing the disks over (pkg/handover), in this order.
+
+  // Takes no new work: what would begin or change something is UNAVAILABLE with
+  // `why`. Downloads and uploads that run go on; syncs, copies and readings
+  // end, resumable. What is there is shown and read as before.
+  virtual void Hold(const std::string& why) = 0;
+  virtual void Unhold() = 0;
+  // Blocks. False: something still ran at the end.
+  virtual bool AwaitIdle(std::chrono::milliseconds at_most) = 0;
+  // Blocks: ends what runs, resumable, and lets go of the disks' locks for
+  // good. What is ready is shown and read on, until Stop.
+  virtual void ReleaseDisks() = 0;
+  // Blocks. To all disks that are owned. OK when at least one has it.
+  virtual base::Status PutHandover(const store::HandoverRecord& record) = 0;
+  // Blocks. A decision counts no more: this is a regular stop.
+  virtual void ForgetHandover() = 0;
+  // Blocks. Looks at all disks now, and takes those that are free.
+  virtual void CheckDisksNow() = 0;
 
   virtual Limits GetLimits() = 0;
   // INVALID_ARGUMENT: out of bounds (kMinRate, kMaxTransfers).

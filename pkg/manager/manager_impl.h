@@ -192,6 +192,13 @@ class ManagerImpl : public Manager {
   base::Status SendDirected(std::string_view disk, std::string_view name,
                             std::string_view uuid,
                             const std::string& to) override;
+  void Hold(const std::string& why) override;
+  void Unhold() override;
+  bool AwaitIdle(std::chrono::milliseconds at_most) override;
+  void ReleaseDisks() override;
+  base::Status PutHandover(const store::HandoverRecord& record) override;
+  void ForgetHandover() override;
+  void CheckDisksNow() override;
   Limits GetLimits() override;
   base::Status SetLimits(const Limits& limits) override;
 
@@ -240,6 +247,12 @@ class ManagerImpl : public Manager {
   };
   class UploadJob;
   class UploadImpl;
+
+  // --- hand_over.cc. Locked.
+  // UNAVAILABLE: no new work is taken, and why.
+  base::Status Admit() const;
+  static bool EndsWhenHeld(const ImageEntry& image, const CopyEntry& copy);
+  bool IsIdle() const;
 
   // --- disks.cc
   void ScheduleDiskCheck();
@@ -475,6 +488,10 @@ class ManagerImpl : public Manager {
   std::condition_variable jobs_changed_;
   bool started_ = false;
   bool stopping_ = false;
+  // While the disks are handed over: what new work is answered. Then they are
+  // not ours any more.
+  std::string held_;
+  bool released_ = false;
   bool loading_ = true;  // until every disk was looked at once
   bool checking_disks_ = false;
   uint64_t disk_checks_ = 0;

@@ -254,7 +254,7 @@ Status ManagerImpl::SendDirected(std::string_view disk, std::string_view name,
   }
   {
     Lock lock(mutex_);
-    if (stopping_) return base::UnavailableError("the daemon is stopping");
+    BIM_RETURN_IF_ERROR(Admit());
     if (sending_ >= kMaxSends) {
       return base::ResourceExhaustedError(
           std::to_string(kMaxSends) +

@@ -17,6 +17,7 @@ using std::chrono::system_clock;
 
 namespace {
 
+constexpr std::chrono::seconds kDropDeadline{5};
 constexpr char kWaiting[] = "waiting for an upload";
 constexpr char kWaitingForRest[] = "waiting for the rest of an upload";
 
@@ -294,8 +295,16 @@ Result<ManagerImpl::Job> ManagerImpl::BeginUploadJob(Lock& lock,
                                                      std::string_view uuid,
                                                      std::string_view disk) {
   BIM_CHECK(lock.owns_lock());
-  if (stopping_) return base::UnavailableError("the daemon is stopping");
+  BIM_RETURN_IF_ERROR(Admit());
   AwaitEnsured(lock, name);
+  // What an earlier one left is told to be gone a moment before it is.
+  jobs_changed_.wait_for(lock, kDropDeadline, [&] {
+    const auto found = Find(name, uuid);
+    return stopping_ || !found.ok() ||
+           std::none_of((*found)->second.copies.begin(),
+                        (*found)->second.copies.end(),
+                        [](const auto& copy) { return copy.second.dropping; });
+  });
   BIM_ASSIGN_OR_RETURN(auto it, Find(name, uuid));
   ImageEntry& image = it->second;
   if (image.removing) {

@@ -24,6 +24,8 @@ using nlohmann::json;
 
 constexpr size_t kMaxSmallFile = 64 * 1024;
 constexpr size_t kMaxDesiredFile = 256 * 1024;
+constexpr size_t kMaxReadAhead = 20'000;  // images
+constexpr size_t kMaxReadAheadFile = 8 << 20;
 
 std::string ReadProc(const std::string& path) {
   UniqueFd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
@@ -437,10 +439,12 @@ std::variant<std::shared_ptr<Disk>, DiskFault> Disk::TryClaim(
                         std::chrono::system_clock::now().time_since_epoch())
                         .count();
   disk->epoch_ = record.epoch;
+  // (It kept nobody from anything, and is done.)
+  const bool automatic = *handover && (**handover).automatic;
   if (last.ok()) {
     disk->predecessor_ = *last;
     disk->taken_over_ = last->manager_id != record.manager_id ||
-                        last->version != record.version;
+                        last->version != record.version || automatic;
   }
   Status written = dir.ReplaceFile(kOwnerFile, EncodeOwner(record));
   BIM_FAILPOINT("store.claim.owner_written");
@@ -452,6 +456,7 @@ std::variant<std::shared_ptr<Disk>, DiskFault> Disk::TryClaim(
                                       .dump() +
                                   "\n");
   }
+  if (written.ok() && automatic) written = store::RemoveHandover(dir);
   if (written.ok()) written = dir.MakeDir(kDesiredDir, 0700);
   if (written.ok()) written = dir.MakeDir(kImagesDir, 0755);
   if (!written.ok()) return FaultOf(written);
@@ -593,6 +598,22 @@ Result<std::vector<DesiredFileContent>> LoadDesired(const io::Dir& root) {
     files.push_back({dir.path() + "/" + name, std::move(text)});
   }
   return files;
+}
+
+void ReadAhead(const io::Dir& root) {
+  (void)LoadDesired(root);
+  const auto images = root.OpenDir(kImagesDir);
+  if (!images.ok()) return;
+  std::vector<std::string> names;
+  (void)images->List([&](std::string_view name, unsigned char) {
+    names.emplace_back(name);
+    return names.size() < kMaxReadAhead;
+  });
+  for (const std::string& name : names) {
+    (void)images->Stat(name + "/backing");
+    (void)images->ReadFile(name + "/backing.bim", kMaxReadAheadFile);
+    (void)images->ReadFile(name + "/backing.cfg", kMaxSmallFile);
+  }
 }
 
 }  // namespace bim::store

@@ -100,6 +100,10 @@ struct DesiredFileContent {
 // never guessed. Works on a disk that is not owned, too.
 base::Result<std::vector<DesiredFileContent>> LoadDesired(const io::Dir& root);
 
+// Reads all metadata of a disk, whoever owns it, so that it is in memory when
+// the disk is taken over. What cannot be read is left out.
+void ReadAhead(const io::Dir& root);
+
 class Disk {
  public:
   struct Owner {

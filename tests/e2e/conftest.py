@@ -25,9 +25,26 @@ from lib.ssync import Push, Receiver  # noqa: E402
 from lib.volume import Volume  # noqa: E402
 
 KEEP = os.environ.get("BIM_TEST_KEEP") == "1"
+SAMPLE = int(os.environ.get("BIM_TEST_SAMPLE", "1"))
 
 
-def pytest_collection_modifyitems(items):
+def sampled(config, items):
+    """For a build with sanitizers: of the cases of one test every SAMPLE-th (the
+    code is the same, its input differs), and none that does not run the binary."""
+    counts, kept, left = {}, [], []
+    for item in items:
+        function = item.nodeid.split("[")[0]
+        counts[function] = number = counts.get(function, -1) + 1
+        without = item.get_closest_marker("without_binary")
+        (left if without or number % SAMPLE else kept).append(item)
+    if left:
+        config.hook.pytest_deselected(items=left)
+        items[:] = kept
+
+
+def pytest_collection_modifyitems(config, items):
+    if SAMPLE > 1:
+        sampled(config, items)
     for item in items:
         marker = item.get_closest_marker("timeout")
         seconds = marker.args[0] if marker else 120

@@ -15,6 +15,8 @@ from lib.longhorn import Longhorn
 from lib.longhorn_daemon import request
 from lib.ssync import Receiver, batches, intervals
 
+pytestmark = pytest.mark.without_binary
+
 ODD = 9 * MIB + 512
 
 

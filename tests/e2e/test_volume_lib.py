@@ -14,6 +14,8 @@ from lib.images import KIB, MIB
 from lib.processes import end, proc_text
 from lib.volume import STRIPE, Nbd, Volume
 
+pytestmark = pytest.mark.without_binary
+
 # In the third of the stripes that the volume never writes, and in its middle.
 UNTOUCHED = 5 * STRIPE + 64 * KIB
 

@@ -165,6 +165,7 @@ class Client:
         self.disks = pb_grpc.DiskServiceStub(self.channel)
         self.images = pb_grpc.ImageServiceStub(self.channel)
         self.limits = pb_grpc.LimitServiceStub(self.channel)
+        self.handovers = pb_grpc.HandoverServiceStub(self.channel)
         self._recorders = []
 
     def close(self):
@@ -251,6 +252,30 @@ class Client:
     def set_limits(self, **limits):
         return self.limits.Set(pb.SetLimitsRequest(limits=pb.Limits(**limits)),
                                timeout=scaled(RPC_DEADLINE)).limits
+
+    def handover_begin(self, automatic=False):
+        return self.handovers.Begin(pb.BeginHandoverRequest(automatic=automatic),
+                                    timeout=scaled(RPC_DEADLINE)).handover
+
+    def handover_confirm(self, force=False, deadline=RPC_DEADLINE):
+        return self.handovers.Confirm(pb.ConfirmHandoverRequest(force=force),
+                                      timeout=scaled(deadline)).handover
+
+    def handover_rollback(self):
+        return self.handovers.Rollback(pb.RollbackHandoverRequest(),
+                                       timeout=scaled(RPC_DEADLINE)).handover
+
+    def handover_status(self):
+        return self.handovers.Status(pb.HandoverStatusRequest(),
+                                     timeout=scaled(RPC_DEADLINE)).handover
+
+    def wait_handover(self, phase, deadline=15.0):
+        last = {}
+
+        def there():
+            last["seen"] = status = self.handover_status()
+            return status if status.phase == phase else None
+        return wait_until(there, lambda: f"phase {phase}; last: {last}", deadline)
 
     # Waiting ---------------------------------------------------------------
 

@@ -48,6 +48,8 @@ def quick_config():
             "stall_timeout": duration(scaled(5)),
         },
         "backoff": {"first": duration(0.5), "max": duration(1)},
+        # What is stopped in the middle is stopped in the middle.
+        "handover": {"drain_timeout": duration(0)},
         "log": {"level": "debug", "format": "text"},
     }
 

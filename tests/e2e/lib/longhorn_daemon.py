@@ -267,7 +267,10 @@ class LonghornProcess(Daemon):
                 [self.binary, *self.argv(), *extra_args],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                 cwd=self.directory,
-                env=clean_environment({"TMPDIR": str(self.directory), **self.env}))
+                env=clean_environment({
+                    "TMPDIR": str(self.directory),
+                    # What is stopped in the middle is stopped in the middle.
+                    "BIM_HANDOVER_DRAIN_TIMEOUT": "0s", **self.env}))
         return self
 
     def start(self, deadline=20.0, extra_args=()):

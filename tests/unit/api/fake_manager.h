@@ -258,6 +258,15 @@ class FakeManager final : public manager::Manager {
                             const std::string& /*to*/) override {
     return RemoveDirected(disk, image_name, image_uuid);
   }
+  void Hold(const std::string&) override {}
+  void Unhold() override {}
+  bool AwaitIdle(std::chrono::milliseconds) override { return true; }
+  void ReleaseDisks() override {}
+  base::Status PutHandover(const store::HandoverRecord&) override {
+    return fail;
+  }
+  void ForgetHandover() override {}
+  void CheckDisksNow() override {}
   manager::Limits GetLimits() override { return limits; }
   base::Status SetLimits(const manager::Limits& wanted) override {
     limits = wanted;

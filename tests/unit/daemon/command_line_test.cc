@@ -178,7 +178,8 @@ TEST(ParseCommandLine, MistakesReadWell) {
             "(see bim image --help)");
   EXPECT_EQ(Mistake("nonsense"),
             "bim: unknown command \"nonsense\"; expected daemon, image, disk, "
-            "limits, version, config, completion, data-source, backing-image "
+            "limits, handover, version, config, completion, data-source, "
+            "backing-image "
             "(see bim --help)");
   EXPECT_EQ(Mistake("image list -o yaml"),
             "bim image list: --output: expected table or json, found \"yaml\" "

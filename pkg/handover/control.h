@@ -1,0 +1,41 @@
+// What a control plane or a person can do about the hand-over of a manager's
+// disks, whatever this manager is in it.
+#pragma once
+
+#include <string>
+
+#include "pkg/base/status.h"
+#include "pkg/handover/owner.h"
+
+namespace bim::handover {
+
+// Thread-safety: all functions from any thread. All block, but for Now.
+class Control {
+ public:
+  virtual ~Control() = default;
+  // See proto/bim/v1 for semantics and errors.
+  virtual base::Status Begin(bool automatic) = 0;
+  virtual base::Status Confirm(bool force) = 0;
+  virtual base::Status Rollback() = 0;
+  struct Situation {
+    std::string role;  // "owner", "candidate", or "": none goes on
+    Status status;
+  };
+  virtual Situation Now() = 0;
+};
+
+// Of who owned the disks at `paths` when a hand-over of them was interrupted,
+// and was started again: writes down what was decided, `confirm` or not, to all
+// of them whose owner `manager_id` was. FAILED_PRECONDITION: there is nothing
+// to decide. ABORTED: a process owns one of them.
+base::Status DecideAsOwner(const std::vector<std::string>& paths,
+                           const std::string& manager_id, bool confirm);
+
+// Ends the owner of the disk at `path` by SIGKILL, and waits until its lock is
+// free. FAILED_PRECONDITION: its process cannot be told for sure, or is in
+// another pid namespace. DEADLINE_EXCEEDED: it does not end within 10 s.
+base::Status EndOwner(const std::string& path);
+// Asks it by SIGTERM, with the same checks; does not wait.
+base::Status TerminateOwner(const std::string& path);
+
+}  // namespace bim::handover

@@ -1,0 +1,159 @@
+// What a manager does while its disks are handed over: less and less.
+
+#include <algorithm>
+
+#include "pkg/base/log.h"
+#include "pkg/manager/manager_impl.h"
+
+namespace bim::manager {
+
+using base::Status;
+
+namespace {
+
+constexpr std::chrono::seconds kSettleDeadline{30};
+
+}  // namespace
+
+Status ManagerImpl::Admit() const {
+  if (stopping_) return base::UnavailableError("the daemon is stopping");
+  if (!held_.empty()) return base::UnavailableError(held_);
+  return base::OkStatus();
+}
+
+// A sync can be gone on with by whoever is next; a download's source may not
+// be asked again so gladly.
+bool ManagerImpl::EndsWhenHeld(const ImageEntry& image, const CopyEntry& copy) {
+  if (copy.running == Step::kUpload) return false;
+  if (copy.running != Step::kDownload) return true;
+  const SourceSpec& source =
+      copy.order ? copy.order->source : image.spec.source;
+  return !source.peers.empty();
+}
+
+void ManagerImpl::Hold(const std::string& why) {
+  {
+    Lock lock(mutex_);
+    held_ = why;
+    for (auto& [key, image] : images_) {
+      for (auto& [disk, copy] : image.copies) {
+        if (copy.running != Step::kNone && EndsWhenHeld(image, copy)) {
+          Cancel(copy);
+        }
+      }
+    }
+  }
+  Notify();
+}
+
+void ManagerImpl::Unhold() {
+  {
+    Lock lock(mutex_);
+    if (released_) return;
+    held_.clear();
+    for (auto& [key, image] : images_) Reconcile(key);
+    BeginWaiting();
+    ArmRetryTimer();
+  }
+  Notify();
+}
+
+bool ManagerImpl::IsIdle() const {
+  return std::all_of(images_.begin(), images_.end(), [](const auto& image) {
+    return std::all_of(
+        image.second.copies.begin(), image.second.copies.end(),
+        [](const auto& copy) { return copy.second.running == Step::kNone; });
+  });
+}
+
+bool ManagerImpl::AwaitIdle(std::chrono::milliseconds at_most) {
+  Lock lock(mutex_);
+  return jobs_changed_.wait_for(lock, at_most,
+                                [&] { return stopping_ || IsIdle(); });
+}
+
+void ManagerImpl::ReleaseDisks() {
+  std::vector<std::shared_ptr<store::Ingest>> ended;
+  std::vector<std::shared_ptr<store::Disk>> disks;
+  {
+    Lock lock(mutex_);
+    if (released_) return;
+    if (held_.empty()) held_ = "this manager hands its disks over";
+    for (auto& [key, image] : images_) {
+      for (auto& [disk, copy] : image.copies) {
+        if (copy.running != Step::kNone) Cancel(copy);
+      }
+    }
+    if (!AwaitJobs(lock, [](const auto&, const auto&) { return true; })) {
+      BIM_LOG_ERROR("hand-over: some work does not stop; it is left behind");
+    }
+    // Calls that were let in before, and a check of the disks.
+    const bool settled = jobs_changed_.wait_for(lock, kSettleDeadline, [&] {
+      return directing_.empty() && busy_disks_.empty() && !checking_disks_ &&
+             std::none_of(images_.begin(), images_.end(), [](const auto& one) {
+               return one.second.ensuring || one.second.removing;
+             });
+    });
+    if (!settled) BIM_LOG_WARN("hand-over: a call did not end in time");
+    released_ = true;
+    for (auto& [key, image] : images_) {
+      for (auto& [disk, copy] : image.copies) {
+        ended.push_back(std::move(copy.ingest));
+        copy.ingest.reset();
+      }
+    }
+    for (const DiskEntry& entry : disks_) {
+      if (entry.disk) disks.push_back(entry.disk);
+    }
+  }
+  ended.clear();
+  RememberAll();
+  for (const auto& disk : disks) disk->Release();
+}
+
+Status ManagerImpl::PutHandover(const store::HandoverRecord& record) {
+  std::vector<std::shared_ptr<store::Disk>> disks;
+  {
+    Lock lock(mutex_);
+    for (const DiskEntry& entry : disks_) {
+      if (entry.disk) disks.push_back(entry.disk);
+    }
+  }
+  Status problem = base::UnavailableError("no disk is owned");
+  bool any = false;
+  for (const auto& disk : disks) {
+    Status put = disk->PutHandover(record);
+    if (put.ok()) {
+      any = true;
+    } else {
+      BIM_LOG_ERROR("disk {}: the hand-over cannot be recorded: {}",
+                    disk->uuid(), put.message());
+      problem = std::move(put);
+    }
+  }
+  return any ? base::OkStatus() : problem;
+}
+
+void ManagerImpl::ForgetHandover() {
+  std::vector<std::shared_ptr<store::Disk>> disks;
+  {
+    Lock lock(mutex_);
+    for (const DiskEntry& entry : disks_) {
+      if (entry.disk) disks.push_back(entry.disk);
+    }
+  }
+  for (const auto& disk : disks) {
+    const auto record = store::ReadHandover(disk->root());
+    if (!record.ok() || !*record ||
+        (*record)->phase == store::HandoverPhase::kBegun) {
+      continue;
+    }
+    if (Status removed = disk->RemoveHandover(); !removed.ok()) {
+      BIM_LOG_WARN("disk {}: {}", disk->uuid(), removed.message());
+    }
+  }
+}
+
+void ManagerImpl::CheckDisksNow() { CheckDisks(false); }
+
+}  // namespace bim::manager
