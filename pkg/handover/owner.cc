@@ -120,12 +120,11 @@ class OwnerImpl final : public Owner {
                  "it all the same, and they wait for it; \"bim handover "
                  "rollback\" keeps them here";
         }
-        if (!state_.connected) return who + " does not talk to us";
-        if (!state_.ready) {
-          return state_.confirm
-                     ? "waiting to confirm until the new manager is ready"
-                     : who + " loads what there is";
+        if (state_.confirm) {
+          return "waiting to confirm until the new manager is ready";
         }
+        if (!state_.connected) return who + " does not talk to us";
+        if (!state_.ready) return who + " loads what there is";
         return state_.automatic ? ""
                                 : who +
                                       " is ready: \"bim handover "

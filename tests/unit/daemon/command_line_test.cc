@@ -412,7 +412,7 @@ TEST(CompletionScript, ContainsEveryCommandAndOption) {
           }
         };
     check(root, "");
-    EXPECT_EQ(seen, 31) << "commands, groups and the root";
+    EXPECT_EQ(seen, 36) << "commands, groups and the root";
   }
   EXPECT_FALSE(CompletionScript(root, "tcsh").ok());
 }
