@@ -169,14 +169,18 @@ class HandOverImpl final : public HandOver,
         CandidateOptions(options_.config, options_.self), *this);
     (void)candidate_->Resume();
   }
-  ~HandOverImpl() override { Close(); }
+  ~HandOverImpl() override {
+    Close();
+    candidate_.reset();
+    owner_.reset();
+  }
 
   bool handed_over() override { return handed_over_; }
 
   void Close() override {
-    if (candidate_) candidate_->Stop();
-    candidate_.reset();
-    owner_.reset();
+    // (Calls may still come in: they are answered that it stops.)
+    candidate_->Stop();
+    owner_->Stop();
     std::lock_guard lock(mutex_);
     sockets_.clear();
   }

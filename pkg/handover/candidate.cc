@@ -94,6 +94,7 @@ class CandidateImpl final : public Candidate {
     auto future = answer->get_future();
     {
       std::lock_guard lock(mutex_);
+      if (stopping_) return base::UnavailableError("the daemon is stopping");
       begins_.push_back(std::move(answer));
       queue_.push_back(automatic ? CandidateEvent::kBeginAutomatic
                                  : CandidateEvent::kBegin);

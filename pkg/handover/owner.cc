@@ -53,6 +53,14 @@ class OwnerImpl final : public Owner {
     acceptor_ = std::thread([this] { AcceptAll(); });
   }
   ~OwnerImpl() override {
+    Stop();
+    acceptor_.join();
+    worker_.join();
+    if (releasing_.joinable()) releasing_.join();
+    for (auto& line : lines_) line.reader.join();
+  }
+
+  void Stop() override {
     {
       std::lock_guard lock(mutex_);
       stopping_ = true;
@@ -60,10 +68,6 @@ class OwnerImpl final : public Owner {
     }
     changed_.notify_all();
     Wake();
-    acceptor_.join();
-    worker_.join();
-    if (releasing_.joinable()) releasing_.join();
-    for (auto& line : lines_) line.reader.join();
   }
 
   base::Status Confirm() override { return Decide(OwnerEvent::kConfirm); }
@@ -331,17 +335,16 @@ class OwnerImpl final : public Owner {
     store::HandoverRecord record = record_;
     record.phase = phase;
     record.since_ns = NowNs();
-    const std::string message =
-        (phase == HandoverPhase::kRolledBack ? "to manager " : "to manager ") +
-        record.candidate + " (" + record.candidate_version + ")";
+    const std::string message = "to manager " + record.candidate + " (" +
+                                record.candidate_version + ")";
     lock.unlock();
     const base::Status written = host_.Write(record);
     if (written.ok()) {
-      BIM_LOG_INFO("hand-over {}: {} {}", record.id, what, message);
+      BIM_LOG_INFO("hand-over {} {}: {}", record.id, message, what);
       host_.Event(what, message);
     } else {
-      BIM_LOG_ERROR("hand-over {}: {} {} cannot be recorded: {}", record.id,
-                    what, message, written.message());
+      BIM_LOG_ERROR("hand-over {} {}: \"{}\" cannot be recorded: {}", record.id,
+                    message, what, written.message());
     }
     lock.lock();
     not_written_ = written;

@@ -75,8 +75,10 @@ class Owner {
   };
   // `host` outlives it.
   static std::unique_ptr<Owner> Start(Options options, Host& host);
-  // Ends all conversations.
+  // As Stop, and waits.
   virtual ~Owner() = default;
+  // Ends all conversations; who waits for a decision is told UNAVAILABLE.
+  virtual void Stop() = 0;
 
   // Blocks until it is decided, at most for confirm_timeout and a moment.
   // FAILED_PRECONDITION: there is no hand-over, or it was decided otherwise.

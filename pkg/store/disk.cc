@@ -475,7 +475,6 @@ void Disk::Release() const {
 
 Status Disk::PutHandover(const HandoverRecord& record) const {
   BIM_RETURN_IF_ERROR(CheckOwner());
-  BIM_FAILPOINT_ERROR("store.handover.put");
   return WriteHandover(root_, record);
 }
 

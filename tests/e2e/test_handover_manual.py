@@ -6,6 +6,7 @@ through, and its file stays the same."""
 
 import os
 import signal
+from pathlib import Path
 
 import grpc
 import pytest
@@ -75,7 +76,11 @@ def pair(start_daemon, disk, files, volume):
 
 
 def stop(daemon):
+    """Each thread ends what it is at; the last one is waited for."""
     os.kill(daemon.pid, signal.SIGSTOP)
+    tasks = Path(f"/proc/{daemon.pid}/task")
+    wait_until(lambda: all((task / "stat").read_text().rpartition(")")[2].split()[0] == "T"
+                           for task in tasks.iterdir()), "all threads stopped")
 
 
 def test_confirm(pair):

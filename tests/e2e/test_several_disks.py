@@ -71,7 +71,8 @@ def test_a_copy_between_file_systems_keeps_holes(start_daemon, disks, origin, fi
     one, two = disks.loop("one"), disks.loop("two")
     # Larger than either disk, with its holes.
     image = images.sparse_raw(files / "a.raw", 128 * MIB, (0, 64 * MIB, 127 * MIB))
-    client = start_daemon([one, two]).client
+    # (One connection: a slow machine would have it ask by ranges, over several.)
+    client = start_daemon([one, two], {"sources": {"connections": 1}}).client
     client.ensure("a", origin.serve("/a", Content(image.data)), sha512=image.sha512)
     ready = client.wait_ready("a")
     assert origin.count("/a") == 1
