@@ -1,5 +1,7 @@
 #include "pkg/handover/candidate.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <condition_variable>
 #include <deque>
@@ -503,6 +505,20 @@ class CandidateImpl final : public Candidate {
     if (seen) Do(lock, *seen);
   }
 
+  // Whether this process owns the disk, by this hand-over.
+  bool IsOurs(const io::Dir& root) const {
+    const auto owner = store::ReadOwner(root);
+    if (!owner.ok() || owner->manager_id != options_.self.manager_id ||
+        owner->pid != ::getpid()) {
+      return false;
+    }
+    const auto record = store::ReadHandover(root);
+    if (!record.ok()) return false;
+    return *record ? (*record)->phase == HandoverPhase::kConfirmed &&
+                         (*record)->candidate == options_.self.manager_id
+                   : state_.automatic;
+  }
+
   // When the locks of all disks that can be read are free: writes what was
   // decided, and tells what is there. nullopt: one is held.
   std::optional<CandidateEvent> LookAtDisks(Intent intent) {
@@ -512,18 +528,23 @@ class CandidateImpl final : public Candidate {
       std::optional<store::HandoverRecord> record;
     };
     std::vector<Held> disks;
+    bool taken = false;
     for (const std::string& path : host_.DiskPaths()) {
       auto root = io::Dir::Open(path);
       if (!root.ok()) continue;
       auto lock = store::LockUnowned(*root);
       if (!lock.ok()) {
-        if (lock.status().code() == Code::kAborted) return std::nullopt;
-        continue;  // it cannot be used at all
+        if (lock.status().code() != Code::kAborted) continue;  // no use at all
+        // This process looks after its disks by itself, too.
+        if (!IsOurs(*root)) return std::nullopt;
+        taken = true;
+        continue;
       }
       auto record = store::ReadHandover(*root);
       if (!record.ok()) continue;
       disks.push_back({*std::move(root), *std::move(lock), *record});
     }
+    if (taken) return CandidateEvent::kFreeConfirmed;
     // All disks of one hand-over are decided alike, though a crash may have
     // come between one and the next.
     std::optional<store::HandoverRecord> agreed;

@@ -88,7 +88,8 @@ Result<std::vector<std::string>> KnownDiskPaths(const std::string& state_dir) {
     return text.status();
   }
   try {
-    for (const json& item : json::parse(*text).at("disks")) {
+    const json document = json::parse(*text);
+    for (const json& item : document.at("disks")) {
       paths.push_back(item.at("path").get<std::string>());
     }
   } catch (const json::exception& error) {

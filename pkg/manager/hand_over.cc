@@ -154,6 +154,14 @@ void ManagerImpl::ForgetHandover() {
   }
 }
 
-void ManagerImpl::CheckDisksNow() { CheckDisks(false); }
+void ManagerImpl::CheckDisksNow() {
+  {
+    // One that is under way may have looked too early.
+    Lock lock(mutex_);
+    jobs_changed_.wait_for(lock, kSettleDeadline,
+                           [&] { return stopping_ || !checking_disks_; });
+  }
+  CheckDisks(false);
+}
 
 }  // namespace bim::manager
