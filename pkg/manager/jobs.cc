@@ -514,7 +514,8 @@ void ManagerImpl::ApplyFailure(const Job& job, ImageEntry& image,
       // It is for who directs it to say what comes next.
       copy.permanent = true;
       SetState(copy, CopyState::kFailed,
-               message.empty() ? "the file is gone" : message);
+               job.step == Step::kVerify || message.empty() ? "the file is gone"
+                                                            : message);
       return;
     }
     SetState(copy, CopyState::kPending, "");
