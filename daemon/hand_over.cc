@@ -3,9 +3,9 @@
 #include <fcntl.h>
 
 #include <algorithm>
+#include <atomic>
 #include <condition_variable>
 #include <mutex>
-#include <thread>
 #include <utility>
 
 #include "pkg/base/log.h"
@@ -22,13 +22,18 @@ using std::chrono::milliseconds;
 
 constexpr milliseconds kLookAgain{200};
 
+// The owner's own limit, and a while for its answer.
+milliseconds Patience(const HandoverConfig& config) {
+  return config.confirm_timeout + std::chrono::seconds(5);
+}
+
 handover::Candidate::Options CandidateOptions(const HandoverConfig& config,
                                               const handover::Party& self) {
   handover::Candidate::Options options;
   options.self = self;
   // Several signs of life within a lease.
   options.heartbeat = std::max(milliseconds(50), config.lease / 8);
-  options.confirm_timeout = config.confirm_timeout + std::chrono::seconds(5);
+  options.confirm_timeout = Patience(config);
   return options;
 }
 
@@ -69,15 +74,15 @@ class TakeOverImpl final : public TakeOver, public handover::Candidate::Host {
     std::string told;
     bool asked = false;
     for (;;) {
+      const bool idle = candidate_->Stage() == CandidateStage::kIdle;
       const auto owned = std::find_if(disks_.begin(), disks_.end(), IsOwned);
-      if (owned == disks_.end() && candidate_->Stage() == CandidateStage::kIdle)
-        return true;
+      if (idle && owned == disks_.end()) return true;
       {
         std::lock_guard lock(mutex_);
         if (claiming_) return true;
       }
       if (stop_signal_.WaitFor(milliseconds(0))) return false;
-      if (candidate_->Stage() == CandidateStage::kIdle) {
+      if (idle) {
         const base::Status begun = candidate_->Begin(/*automatic=*/true);
         if (!begun.ok() && begun.message() != told) {
           told = begun.message();
@@ -120,7 +125,6 @@ class TakeOverImpl final : public TakeOver, public handover::Candidate::Host {
     return served_ ? base::OkStatus()
                    : base::UnavailableError("this daemon did not start");
   }
-  void Event(std::string_view, const std::string&) override {}
 
  private:
   // True: that is on its way.
@@ -200,8 +204,7 @@ class HandOverImpl final : public HandOver,
     if (owner_->Busy()) return owner_->Confirm();
     if (candidate_->Stage() != CandidateStage::kIdle) {
       if (force) BIM_RETURN_IF_ERROR(Force());
-      return candidate_->Confirm(options_.config.confirm_timeout +
-                                 std::chrono::seconds(5));
+      return candidate_->Confirm(Patience(options_.config));
     }
     return handover::DecideAsOwner(DiskPaths(), options_.self.manager_id, true);
   }
@@ -209,8 +212,7 @@ class HandOverImpl final : public HandOver,
   base::Status Rollback() override {
     if (owner_->Busy()) return owner_->Rollback();
     if (candidate_->Stage() != CandidateStage::kIdle) {
-      return candidate_->Rollback(options_.config.confirm_timeout +
-                                  std::chrono::seconds(5));
+      return candidate_->Rollback(Patience(options_.config));
     }
     BIM_RETURN_IF_ERROR(
         handover::DecideAsOwner(DiskPaths(), options_.self.manager_id, false));
@@ -288,10 +290,6 @@ class HandOverImpl final : public HandOver,
     handed_over_ = handed_over;
     stop_signal_.Stop(handed_over ? "handed over" : "asked by a successor");
   }
-
-  // --- of both
-
-  void Event(std::string_view, const std::string&) override {}
 
   // --- of the candidate
 

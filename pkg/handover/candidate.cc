@@ -29,17 +29,6 @@ constexpr milliseconds kAnswerTimeout{2'000};
 constexpr milliseconds kLookAgain{300};
 constexpr milliseconds kReadyAgain{1'000};
 
-std::string TextOf(const json& document, const char* key) {
-  const auto it = document.find(key);
-  return it != document.end() && it->is_string() ? it->get<std::string>() : "";
-}
-
-int64_t NowNs() {
-  return std::chrono::duration_cast<std::chrono::nanoseconds>(
-             std::chrono::system_clock::now().time_since_epoch())
-      .count();
-}
-
 // A conversation with the owner of the disk at `path`, begun by both hellos.
 struct Greeted {
   std::unique_ptr<Talk> talk;
@@ -334,7 +323,6 @@ class CandidateImpl final : public Candidate {
       }
       case CandidateEffect::kTellOperator:
         BIM_LOG_WARN("hand-over {}: interrupted: {}", id_, Interrupted());
-        host_.Event("interrupted", Interrupted());
         break;
       case CandidateEffect::kAnswerOk:
         AnswerAll(decisions_, base::OkStatus());
@@ -570,7 +558,6 @@ class CandidateImpl final : public Candidate {
       }
       store::HandoverRecord decided = *disk.record;
       decided.phase = phase;
-      decided.since_ns = NowNs();
       if (base::Status put = store::WriteHandover(disk.root, decided);
           !put.ok()) {
         BIM_LOG_ERROR("hand-over {}: {}", decided.id, put.message());

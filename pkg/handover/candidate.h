@@ -28,7 +28,6 @@ class Candidate {
     virtual void Load() = 0;
     // Takes the disks, and serves. Blocks. An error: it is tried again.
     virtual base::Status Claim() = 0;
-    virtual void Event(std::string_view what, const std::string& message) = 0;
   };
   struct Options {
     Party self;

@@ -82,11 +82,8 @@ base::Status DecideAsOwner(const std::vector<std::string>& paths,
   }
   for (Held& disk : undecided) {
     disk.record.phase =
-        confirm ? HandoverPhase::kConfirmed : HandoverPhase::kRolledBack;
-    disk.record.since_ns =
-        std::chrono::duration_cast<std::chrono::nanoseconds>(
-            std::chrono::system_clock::now().time_since_epoch())
-            .count();
+        *WriteWhenFree(Role::kOwner, disk.record.phase, disk.record.automatic,
+                       confirm ? Intent::kConfirm : Intent::kRollback);
     BIM_RETURN_IF_ERROR(store::WriteHandover(disk.root, disk.record));
   }
   return base::OkStatus();

@@ -32,17 +32,6 @@ constexpr milliseconds kLookAtDisks{500};
 // is closed.
 constexpr std::chrono::seconds kHelloTimeout{10};
 
-int64_t NowNs() {
-  return std::chrono::duration_cast<std::chrono::nanoseconds>(
-             std::chrono::system_clock::now().time_since_epoch())
-      .count();
-}
-
-std::string TextOf(const json& document, const char* key) {
-  const auto it = document.find(key);
-  return it != document.end() && it->is_string() ? it->get<std::string>() : "";
-}
-
 class OwnerImpl final : public Owner {
  public:
   OwnerImpl(Options options, Host& host)
@@ -334,14 +323,12 @@ class OwnerImpl final : public Owner {
                                   HandoverPhase phase, std::string_view what) {
     store::HandoverRecord record = record_;
     record.phase = phase;
-    record.since_ns = NowNs();
     const std::string message = "to manager " + record.candidate + " (" +
                                 record.candidate_version + ")";
     lock.unlock();
     const base::Status written = host_.Write(record);
     if (written.ok()) {
       BIM_LOG_INFO("hand-over {} {}: {}", record.id, message, what);
-      host_.Event(what, message);
     } else {
       BIM_LOG_ERROR("hand-over {} {}: \"{}\" cannot be recorded: {}", record.id,
                     message, what, written.message());

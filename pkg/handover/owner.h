@@ -64,7 +64,6 @@ class Owner {
     // The daemon ends: `handed_over`, or because a candidate that cannot take
     // over from a living owner asks it to.
     virtual void Exit(bool handed_over) = 0;
-    virtual void Event(std::string_view what, const std::string& message) = 0;
   };
   struct Options {
     Party self;

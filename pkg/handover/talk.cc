@@ -48,11 +48,6 @@ Status Gone(const std::string& why) {
   return base::UnavailableError("the other manager is gone: " + why);
 }
 
-std::string Text(const json& document, const char* key) {
-  const auto it = document.find(key);
-  return it != document.end() && it->is_string() ? it->get<std::string>() : "";
-}
-
 int Number(const json& document, const char* key) {
   const auto it = document.find(key);
   return it != document.end() && it->is_number_integer() ? it->get<int>() : 0;
@@ -63,6 +58,11 @@ std::string Shown(const meta::VersionRange& range) {
 }
 
 }  // namespace
+
+std::string TextOf(const json& document, const char* key) {
+  const auto it = document.find(key);
+  return it != document.end() && it->is_string() ? it->get<std::string>() : "";
+}
 
 Party Self(const std::string& manager_id, const std::string& endpoint) {
   Party self;
@@ -89,15 +89,15 @@ json ToHello(const Party& party) {
 
 Result<Party> FromHello(const json& document) {
   Party party;
-  if (!document.is_object() || Text(document, "bim") != "hello") {
+  if (!document.is_object() || TextOf(document, "bim") != "hello") {
     return base::InvalidArgumentError(
         "expected the hello of a manager, found something else");
   }
-  party.manager_id = Text(document, "managerId");
-  party.instance = Text(document, "instance");
-  party.version = Text(document, "version");
-  party.endpoint = Text(document, "endpoint");
-  party.net_namespace = Text(document, "netNamespace");
+  party.manager_id = TextOf(document, "managerId");
+  party.instance = TextOf(document, "instance");
+  party.version = TextOf(document, "version");
+  party.endpoint = TextOf(document, "endpoint");
+  party.net_namespace = TextOf(document, "netNamespace");
   party.api = {Number(document, "apiMinVersion"),
                Number(document, "apiVersion")};
   party.disk_format = {Number(document, "diskFormatMinVersion"),

@@ -45,6 +45,9 @@ base::Result<Party> FromHello(const nlohmann::json& document);
 // UNIMPLEMENTED that names both ranges.
 base::Status CheckCompatible(const Party& owner, const Party& candidate);
 
+// A member of a document that is a text; empty: there is none.
+std::string TextOf(const nlohmann::json& document, const char* key);
+
 class Talk {
  public:
   explicit Talk(base::UniqueFd socket) : socket_(std::move(socket)) {}

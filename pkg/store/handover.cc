@@ -1,5 +1,6 @@
 #include "pkg/store/handover.h"
 
+#include <chrono>
 #include <nlohmann/json.hpp>
 
 #include "pkg/store/layout.h"
@@ -85,7 +86,10 @@ Result<std::optional<HandoverRecord>> ReadHandover(const io::Dir& root) {
   return std::optional(*std::move(record));
 }
 
-Status WriteHandover(const io::Dir& root, const HandoverRecord& record) {
+Status WriteHandover(const io::Dir& root, HandoverRecord record) {
+  record.since_ns = std::chrono::duration_cast<std::chrono::nanoseconds>(
+                        std::chrono::system_clock::now().time_since_epoch())
+                        .count();
   return root.ReplaceFile(kHandoverFile, EncodeHandover(record));
 }
 

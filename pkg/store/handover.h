@@ -41,8 +41,8 @@ base::Result<HandoverRecord> DecodeHandover(std::string_view text);
 
 // nullopt: there is none. DATA_LOSS: damaged.
 base::Result<std::optional<HandoverRecord>> ReadHandover(const io::Dir& root);
-// Durable on return.
-base::Status WriteHandover(const io::Dir& root, const HandoverRecord& record);
+// Durable on return. `since_ns` is set to now.
+base::Status WriteHandover(const io::Dir& root, HandoverRecord record);
 base::Status RemoveHandover(const io::Dir& root);
 
 // May this manager take a disk, whose lock is free, with this record on it?

@@ -62,11 +62,9 @@ class OwnerHost final : public Owner::Host {
     handed_over = handed;
     exited = true;
   }
-  void Event(std::string_view, const std::string&) override { ++events; }
 
   std::atomic<bool> fail{false}, held{false}, exited{false};
   std::atomic<bool> handed_over{false};
-  std::atomic<int> events{0};
 
  private:
   const std::shared_ptr<Disk> disk_;
@@ -85,7 +83,6 @@ class CandidateHost final : public Candidate::Host {
     disk_ = std::move(disk);
     return base::OkStatus();
   }
-  void Event(std::string_view, const std::string&) override {}
   bool owns() {
     std::lock_guard lock(mutex_);
     return disk_ != nullptr;
