@@ -274,8 +274,10 @@ class HandOverImpl final : public HandOver,
       BIM_LOG_INFO("hand-over: what still runs is left to the successor");
     }
     released_ = true;
-    manager_.ReleaseDisks();
+    const bool all = manager_.ReleaseDisks();
     state_.Release();
+    // The successor waits for the lock, and we for nothing any more.
+    if (!all) Exit(/*handed_over=*/true);
   }
   std::vector<handover::ListeningSocket> Sockets() override {
     std::lock_guard lock(mutex_);

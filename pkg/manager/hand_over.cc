@@ -1,6 +1,7 @@
 // What a manager does while its disks are handed over: less and less.
 
 #include <algorithm>
+#include <set>
 
 #include "pkg/base/log.h"
 #include "pkg/manager/manager_impl.h"
@@ -72,56 +73,70 @@ bool ManagerImpl::AwaitIdle(std::chrono::milliseconds at_most) {
                                 [&] { return stopping_ || IsIdle(); });
 }
 
-void ManagerImpl::ReleaseDisks() {
-  std::vector<std::shared_ptr<store::Ingest>> ended;
+std::vector<std::shared_ptr<store::Disk>> ManagerImpl::OwnedDisks() {
+  Lock lock(mutex_);
   std::vector<std::shared_ptr<store::Disk>> disks;
+  for (const DiskEntry& entry : disks_) {
+    if (entry.disk) disks.push_back(entry.disk);
+  }
+  return disks;
+}
+
+bool ManagerImpl::ReleaseDisks() {
+  std::vector<std::shared_ptr<store::Ingest>> ended;
+  std::set<std::string> busy;
+  bool settled = false;
   {
     Lock lock(mutex_);
-    if (released_) return;
+    if (released_) return true;
     if (held_.empty()) held_ = "this manager hands its disks over";
     for (auto& [key, image] : images_) {
       for (auto& [disk, copy] : image.copies) {
         if (copy.running != Step::kNone) Cancel(copy);
       }
     }
-    if (!AwaitJobs(lock, [](const auto&, const auto&) { return true; })) {
-      BIM_LOG_ERROR("hand-over: some work does not stop; it is left behind");
-    }
+    (void)AwaitJobs(lock, [](const auto&, const auto&) { return true; });
     // Calls that were let in before, and a check of the disks.
-    const bool settled = jobs_changed_.wait_for(lock, kSettleDeadline, [&] {
+    settled = jobs_changed_.wait_for(lock, kSettleDeadline, [&] {
       return directing_.empty() && busy_disks_.empty() && !checking_disks_ &&
              std::none_of(images_.begin(), images_.end(), [](const auto& one) {
                return one.second.ensuring || one.second.removing;
              });
     });
-    if (!settled) BIM_LOG_WARN("hand-over: a call did not end in time");
     released_ = true;
     for (auto& [key, image] : images_) {
       for (auto& [disk, copy] : image.copies) {
+        if (copy.running != Step::kNone) {
+          busy.insert(disk);
+          continue;
+        }
         ended.push_back(std::move(copy.ingest));
         copy.ingest.reset();
       }
     }
-    for (const DiskEntry& entry : disks_) {
-      if (entry.disk) disks.push_back(entry.disk);
-    }
   }
   ended.clear();
   RememberAll();
-  for (const auto& disk : disks) disk->Release();
+  // A disk that is still worked on is never free while this process lives.
+  bool all = true;
+  for (const auto& disk : OwnedDisks()) {
+    if (settled && busy.count(disk->uuid()) == 0) {
+      disk->Release();
+      continue;
+    }
+    all = false;
+    BIM_LOG_ERROR(
+        "hand-over: the work on disk {} does not end; it is free when this "
+        "process ends",
+        disk->uuid());
+  }
+  return all;
 }
 
 Status ManagerImpl::PutHandover(const store::HandoverRecord& record) {
-  std::vector<std::shared_ptr<store::Disk>> disks;
-  {
-    Lock lock(mutex_);
-    for (const DiskEntry& entry : disks_) {
-      if (entry.disk) disks.push_back(entry.disk);
-    }
-  }
   Status problem = base::UnavailableError("no disk is owned");
   bool any = false;
-  for (const auto& disk : disks) {
+  for (const auto& disk : OwnedDisks()) {
     Status put = disk->PutHandover(record);
     if (put.ok()) {
       any = true;
@@ -135,14 +150,7 @@ Status ManagerImpl::PutHandover(const store::HandoverRecord& record) {
 }
 
 void ManagerImpl::ForgetHandover() {
-  std::vector<std::shared_ptr<store::Disk>> disks;
-  {
-    Lock lock(mutex_);
-    for (const DiskEntry& entry : disks_) {
-      if (entry.disk) disks.push_back(entry.disk);
-    }
-  }
-  for (const auto& disk : disks) {
+  for (const auto& disk : OwnedDisks()) {
     const auto record = store::ReadHandover(disk->root());
     if (!record.ok() || !*record ||
         (*record)->phase == store::HandoverPhase::kBegun) {

@@ -276,8 +276,9 @@ class Manager {
   // Blocks. False: something still ran at the end.
   virtual bool AwaitIdle(std::chrono::milliseconds at_most) = 0;
   // Blocks: ends what runs, resumable, and lets go of the disks' locks for
-  // good. What is ready is shown and read on, until Stop.
-  virtual void ReleaseDisks() = 0;
+  // good. What is ready is shown and read on, until Stop. False: the work on a
+  // disk does not end, its lock is free when the process ends.
+  virtual bool ReleaseDisks() = 0;
   // Blocks. To all disks that are owned. OK when at least one has it.
   virtual base::Status PutHandover(const store::HandoverRecord& record) = 0;
   // Blocks. A decision counts no more: this is a regular stop.

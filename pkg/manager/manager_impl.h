@@ -195,7 +195,7 @@ class ManagerImpl : public Manager {
   void Hold(const std::string& why) override;
   void Unhold() override;
   bool AwaitIdle(std::chrono::milliseconds at_most) override;
-  void ReleaseDisks() override;
+  bool ReleaseDisks() override;
   base::Status PutHandover(const store::HandoverRecord& record) override;
   void ForgetHandover() override;
   void CheckDisksNow() override;
@@ -253,6 +253,8 @@ class ManagerImpl : public Manager {
   base::Status Admit() const;
   static bool EndsWhenHeld(const ImageEntry& image, const CopyEntry& copy);
   bool IsIdle() const;
+  // Not locked.
+  std::vector<std::shared_ptr<store::Disk>> OwnedDisks();
 
   // --- disks.cc
   void ScheduleDiskCheck();

@@ -261,7 +261,7 @@ class FakeManager final : public manager::Manager {
   void Hold(const std::string&) override {}
   void Unhold() override {}
   bool AwaitIdle(std::chrono::milliseconds) override { return true; }
-  void ReleaseDisks() override {}
+  bool ReleaseDisks() override { return true; }
   base::Status PutHandover(const store::HandoverRecord&) override {
     return fail;
   }
