@@ -3,11 +3,11 @@
 #include <sys/stat.h>
 
 #include <algorithm>
-#include <filesystem>
 #include <nlohmann/json.hpp>
 
 #include "pkg/base/log.h"
 #include "pkg/base/names.h"
+#include "pkg/manager/disk_list.h"
 #include "pkg/manager/manager_impl.h"
 #include "pkg/store/parked.h"
 
@@ -21,8 +21,6 @@ using nlohmann::json;
 using store::DiskFault;
 using store::DiskState;
 
-constexpr char kDisksFile[] = "disks.json";
-constexpr size_t kMaxDisksFile = 4 << 20;
 constexpr uint64_t kChecksPerProbe = 12;
 constexpr std::chrono::seconds kTakeDeadline{30};
 constexpr std::chrono::seconds kReleaseDeadline{5};
@@ -35,45 +33,18 @@ bool IsWantedOn(const ImageSpec& spec, const std::string& disk_uuid) {
 }  // namespace
 
 Status ManagerImpl::LoadState() {
-  BIM_ASSIGN_OR_RETURN(io::Dir state, io::Dir::Open(options_.state_dir));
-  auto text = state.ReadFile(kDisksFile, kMaxDisksFile);
-  if (!text.ok() && text.status().code() != Code::kNotFound) {
-    return text.status();
+  // A manager has a state_dir, unlike who only reads.
+  BIM_RETURN_IF_ERROR(io::Dir::Open(options_.state_dir).status());
+  BIM_ASSIGN_OR_RETURN(DiskList list,
+                       LoadDiskList(options_.state_dir, options_.disk_paths));
+  for (ListedDisk& disk : list.disks) {
+    DiskEntry entry;
+    entry.path = std::move(disk.path);
+    entry.expected_uuid = std::move(disk.uuid);
+    disks_.push_back(std::move(entry));
   }
-  if (text.ok()) {
-    const json object = json::parse(*text, nullptr, false);
-    const std::string shown = options_.state_dir + "/" + kDisksFile;
-    try {
-      for (const json& item : object.at("disks")) {
-        DiskEntry entry;
-        item.at("path").get_to(entry.path);
-        item.at("uuid").get_to(entry.expected_uuid);
-        disks_.push_back(std::move(entry));
-      }
-      for (const json& item : object.at("removed")) {
-        tombstones_[item.at("disk").get<std::string>()].insert(
-            ImageKey{item.at("name").get<std::string>(),
-                     item.at("uuid").get<std::string>()});
-      }
-    } catch (const json::exception& error) {
-      return base::FailedPreconditionError(
-          shown + " is damaged (" + error.what() +
-          "): restore it, or delete it and add the disks again");
-    }
-  }
-  for (const std::string& configured : options_.disk_paths) {
-    if (configured.empty() || configured[0] != '/') {
-      return base::InvalidArgumentError("disk path '" + configured +
-                                        "' is not absolute");
-    }
-    std::string path =
-        std::filesystem::path(configured).lexically_normal().string();
-    while (path.size() > 1 && path.back() == '/') path.pop_back();
-    if (FindDisk(path) == nullptr) {
-      DiskEntry entry;
-      entry.path = path;
-      disks_.push_back(std::move(entry));
-    }
+  for (MissedRemoval& removal : list.removals) {
+    tombstones_[removal.disk_uuid].insert(std::move(removal.key));
   }
   return base::OkStatus();
 }
@@ -241,6 +212,7 @@ void ManagerImpl::LoseDisk(DiskEntry& entry, DiskFault fault) {
 void ManagerImpl::CheckFiles(const std::string& disk_uuid,
                              const std::shared_ptr<store::Disk>& disk) {
   std::vector<std::pair<ImageKey, store::FileStamp>> files;
+  std::vector<Happened> happened;
   {
     Lock lock(mutex_);
     for (const auto& [key, image] : images_) {
@@ -286,6 +258,7 @@ void ManagerImpl::CheckFiles(const std::string& disk_uuid,
       if (it->second.spec.directed) {
         copy.permanent = true;
         SetState(copy, CopyState::kFailed, "the file is gone");
+        AddFailure(happened, disk, key, copy);
       } else {
         SetState(copy, CopyState::kPending,
                  "the file is gone; fetching it again");
@@ -296,6 +269,7 @@ void ManagerImpl::CheckFiles(const std::string& disk_uuid,
     Touch(key, it->second);
     Reconcile(key);
   }
+  TellAll(happened);
   if (any) Notify();
 }
 
@@ -441,6 +415,8 @@ void ManagerImpl::LoadDisk(const std::shared_ptr<store::Disk>& disk) {
     if (DiskEntry* entry = FindDisk(disk->path())) {
       entry->fault = {DiskState::kFailed, status.message()};
     }
+    lock.unlock();
+    TellTakenOver(*disk, "its images are not known: " + status.message());
   };
   auto read = disk->owned()
                   ? ReadWanted(disk->root())
@@ -464,7 +440,10 @@ void ManagerImpl::LoadDisk(const std::shared_ptr<store::Disk>& disk) {
     if (!desired.removing && missed.count(key) == 0) return false;
     Status removed = store::RemoveImage(*disk, key, true);
     if (removed.ok()) removed = disk->RemoveDesired(key);
-    if (!removed.ok()) {
+    if (removed.ok()) {
+      Tell(*disk, store::HistoryEvent::kRemoved, key,
+           "a removal from before was finished");
+    } else {
       BIM_LOG_ERROR("image {} ({}) cannot be removed: {}", key.name, key.uuid,
                     removed.message());
       unremoved.insert(key);
@@ -511,6 +490,8 @@ void ManagerImpl::LoadDisk(const std::shared_ptr<store::Disk>& disk) {
       give_up(put);
       return Notify();
     }
+    CopyEntry unseen;
+    TellCreated(*disk, key, desired.spec, unseen);
     wanted.push_back(std::move(desired));
   }
   std::vector<CopyEntry> copies;
@@ -543,6 +524,7 @@ void ManagerImpl::LoadDisk(const std::shared_ptr<store::Disk>& disk) {
       copy.retry.attempts = desired.attempts;
       copy.due = desired.next_attempt;
     }
+    copy.told_failure = desired.last_error;
     copies.push_back(std::move(copy));
   }
   const auto space = disk->GetSpace();
@@ -589,7 +571,11 @@ void ManagerImpl::LoadDisk(const std::shared_ptr<store::Disk>& disk) {
     }
     ArmRetryTimer();
   }
-  for (const ImageKey& key : unwanted) (void)disk->RemoveDesired(key);
+  for (const ImageKey& key : unwanted) {
+    (void)disk->RemoveDesired(key);
+    Tell(*disk, store::HistoryEvent::kRemoved, key, "removed meanwhile");
+  }
+  TellTakenOver(*disk, fmt::format("{} of {} images ready", ready, found));
   BIM_LOG_INFO("disk {} at {}: taken in epoch {}, {} of {} images ready", uuid,
                disk->path(), disk->epoch(), ready, wanted.size());
   Notify();
@@ -602,8 +588,7 @@ Result<DiskStatus> ManagerImpl::AddDisk(const std::string& given,
         "disk path '" + base::Printable(given) +
         "' is not absolute: expected one like /var/lib/images");
   }
-  std::string path = std::filesystem::path(given).lexically_normal().string();
-  while (path.size() > 1 && path.back() == '/') path.pop_back();
+  const std::string path = NormalPath(given);
   if (!uuid.empty()) {
     BIM_RETURN_IF_ERROR(base::CheckName(uuid, "disk uuid"));
   }
