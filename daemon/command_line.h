@@ -120,6 +120,26 @@ struct LonghornCommand {
   std::string checksum;
   std::string address;  // of the other manager or data source
 };
+// Which disks a command works on that reads them itself, without a daemon:
+// these, else those that the daemon of this configuration would use.
+struct DiskChoice {
+  std::vector<std::string> paths;
+  std::string config_path;
+};
+struct ManagerListCommand : DiskChoice {};
+struct ManagerCleanupCommand : DiskChoice {
+  bool force = false;
+  bool dry_run = false;
+};
+struct HistoryCommand : DiskChoice {
+  std::string image;   // name; empty: all
+  uint32_t limit = 0;  // entries, the newest; 0: all
+};
+struct PruneCommand : DiskChoice {
+  std::chrono::milliseconds older_than{0};
+  bool dry_run = false;
+};
+struct UpgradeCheckCommand : DiskChoice {};
 struct CompletionCommand {
   std::string shell;
 };
@@ -129,7 +149,8 @@ using Command = std::variant<
     ImageGetCommand, ImageListCommand, ImageWatchCommand, ImageRemoveCommand,
     ImageVerifyCommand, ImageExportCommand, DiskListCommand, DiskAddCommand,
     DiskRemoveCommand, LimitsGetCommand, LimitsSetCommand, VersionCommand,
-    CompletionCommand, DataSourceCommand, LonghornCommand>;
+    CompletionCommand, DataSourceCommand, LonghornCommand, ManagerListCommand,
+    ManagerCleanupCommand, HistoryCommand, PruneCommand, UpgradeCheckCommand>;
 
 struct Invocation {
   ClientOptions client;

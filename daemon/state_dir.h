@@ -25,6 +25,10 @@ struct Endpoints {
   std::string sync;              // Longhorn's file service; TCP, or empty
 };
 
+// The identity that is kept in a state_dir, which may be in use; empty: none,
+// or it cannot be read. Makes nothing.
+std::string KnownManagerId(const std::string& path);
+
 // {"api":[...],"socket":"...","data":"...","pid":N}
 std::string EndpointJson(const Endpoints& endpoints, int pid);
 

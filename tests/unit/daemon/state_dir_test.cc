@@ -120,5 +120,18 @@ TEST_F(StateDirTest, WritesAndRemovesEndpoints) {
   EXPECT_FALSE(std::filesystem::exists(path() + "/endpoint.json"));
 }
 
+TEST_F(StateDirTest, ItsIdentityIsKnownToOthers) {
+  EXPECT_EQ(KnownManagerId(path()), "");
+  EXPECT_FALSE(std::filesystem::exists(path())) << "nothing is made";
+  const auto state = StateDir::Open(path());
+  ASSERT_TRUE(state.ok()) << state.status().message();
+  EXPECT_EQ(KnownManagerId(path()), "");
+  const auto id = state->ManagerId();
+  ASSERT_TRUE(id.ok());
+  EXPECT_EQ(KnownManagerId(path()), *id) << "also while it is in use";
+  std::ofstream(path() + "/manager-id") << "no name\n";
+  EXPECT_EQ(KnownManagerId(path()), "");
+}
+
 }  // namespace
 }  // namespace bim::daemon
