@@ -80,7 +80,7 @@ struct HistoryTail {
 };
 
 // Appends an entry, with the disk's manager, version and epoch in it. Takes
-// some ten microseconds, but for one append in thousands, which makes the
+// tens of microseconds, but for one append in thousands, which makes the
 // shorter file durable. Best effort: not durable itself. Does nothing, and is
 // OK, for a disk that is released or was opened for a data source.
 // RESOURCE_EXHAUSTED: the disk is full. DEADLINE_EXCEEDED: another process
