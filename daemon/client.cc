@@ -118,7 +118,8 @@ std::optional<Connection::Clock::time_point> DeadlineOf(
 // are interrupted.
 bool Waits(const Command& command) {
   const auto* ensure = std::get_if<ImageEnsureCommand>(&command);
-  return (ensure && ensure->wait) ||
+  const auto* handover = std::get_if<HandoverCommand>(&command);
+  return (ensure && ensure->wait) || (handover && handover->watch) ||
          std::holds_alternative<ImageUploadCommand>(command) ||
          std::holds_alternative<ImageWatchCommand>(command) ||
          std::holds_alternative<ImageVerifyCommand>(command) ||
@@ -409,13 +410,32 @@ class Runner {
         v1::ConfirmHandoverRequest request;
         request.set_force(command.force);
         return Handover<v1::ConfirmHandoverResponse>(
-            *stub, &Service::Stub::Confirm, request);
+            *stub, &Service::Stub::Confirm, request,
+            "confirmed: the disks are the new manager's\n");
       }
       case Call::kRollback:
         return Handover<v1::RollbackHandoverResponse>(
-            *stub, &Service::Stub::Rollback, v1::RollbackHandoverRequest());
+            *stub, &Service::Stub::Rollback, v1::RollbackHandoverRequest(),
+            "rolled back: the disks stay their owner's\n");
+      case Call::kHistory: {
+        v1::HandoverHistoryRequest request;
+        request.set_limit(command.limit);
+        v1::HandoverHistoryResponse response;
+        const CommandEnd end =
+            connection_.Call(*stub, &Service::Stub::History, request, response);
+        if (!end.ok()) return end;
+        if (json()) {
+          PrintJson(response);
+        } else {
+          Print(RenderHandoverHistory(response));
+        }
+        return {};
+      }
       case Call::kStatus:
         break;
+    }
+    if (command.watch) {
+      return WatchHandover(connection_, *interrupt_, *stub, output_);
     }
     return Handover<v1::HandoverStatusResponse>(*stub, &Service::Stub::Status,
                                                 v1::HandoverStatusRequest());
@@ -460,12 +480,14 @@ class Runner {
 
   template <typename Response, typename Request, typename Method>
   CommandEnd Handover(v1::HandoverService::Stub& stub, Method method,
-                      const Request& request) {
+                      const Request& request, std::string_view done = "") {
     Response response;
     const CommandEnd end = connection_.Call(stub, method, request, response);
     if (!end.ok()) return end;
     if (json()) {
       PrintJson(response);
+    } else if (response.handover().role().empty() && !done.empty()) {
+      Print(std::string(done));
     } else {
       Print(RenderHandover(response.handover()));
     }

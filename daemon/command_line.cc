@@ -108,6 +108,9 @@ class Parser {
     AddHandover();
     AddVersion();
     AddConfig();
+    AddManager();
+    AddHistory();
+    AddUpgrade();
     AddCompletion();
     AddDataSource();
     AddBackingImage();
@@ -457,7 +460,16 @@ class Parser {
         });
     add(Call::kRollback, "rollback",
         "The disks stay their owner's; at either of both", none);
-    add(Call::kStatus, "status", "Show whether a hand-over goes on", none);
+    add(Call::kStatus, "status", "Show whether a hand-over goes on",
+        [](CLI::App& app, HandoverCommand& c) {
+          app.add_flag("--watch", c.watch, "Again whenever it changes");
+        });
+    add(Call::kHistory, "history",
+        "Show what the disks know of hand-overs, the newest last",
+        [](CLI::App& app, HandoverCommand& c) {
+          app.add_option("--limit", c.limit, "The newest N only; 0: all")
+              ->type_name("N");
+        });
   }
 
   void AddVersion() {
@@ -484,6 +496,80 @@ class Parser {
         config, "check",
         "Check the configuration; show each value and where it came from",
         [](CLI::App& app, ConfigCheckCommand& c) { AddSettings(app, c); });
+  }
+
+  static void AddChoice(CLI::App& app, DiskChoice& c) {
+    app.add_option("--disk", c.paths,
+                   "Path of a disk; repeatable; else the disks that the daemon "
+                   "of the configuration uses")
+        ->type_name(kPath)
+        ->allow_extra_args(false);
+    app.add_option("--config", c.config_path,
+                   fmt::format("Configuration file (BIM_CONFIG); else {} if it "
+                               "exists",
+                               kDefaultConfigPath))
+        ->type_name(kPath);
+  }
+  static void AddDryRun(CLI::App& app, bool& dry_run) {
+    app.add_flag("--dry-run", dry_run,
+                 "Say what would be done; change nothing");
+  }
+  static std::string DurationMistake(const std::string& text) {
+    return ParseDuration(text).status().message();
+  }
+
+  void AddManager() {
+    CLI::App* manager =
+        Group("manager", "Managers that owned, or claim, the disks");
+    Leaf<ManagerListCommand>(
+        manager, "list", "List them by disk, and whether they live",
+        [](CLI::App& app, ManagerListCommand& c) { AddChoice(app, c); });
+    Leaf<ManagerCleanupCommand>(
+        manager, "cleanup",
+        "Remove the records of those that are dead, never the owner's",
+        [](CLI::App& app, ManagerCleanupCommand& c) {
+          AddChoice(app, c);
+          app.add_flag("--force", c.force,
+                       "Also of those that cannot be seen from here, and "
+                       "damaged ones");
+          AddDryRun(app, c.dry_run);
+        });
+  }
+
+  void AddHistory() {
+    Leaf<HistoryCommand>(
+        &root_, "history", "Show what happened to images, the newest last",
+        [](CLI::App& app, HistoryCommand& c) {
+          AddChoice(app, c);
+          app.add_option("--image", c.image, "Only of images with this name")
+              ->type_name("NAME");
+          app.add_option("--limit", c.limit, "The newest N only; 0: all")
+              ->type_name("N");
+        });
+    Leaf<PruneCommand>(
+        &root_, "prune", "Delete old entries of the history, and nothing else",
+        [](CLI::App& app, PruneCommand& c) {
+          AddChoice(app, c);
+          app.add_option_function<std::string>(
+                 "--older-than",
+                 [&c](const std::string& text) {
+                   c.older_than = *ParseDuration(text);
+                 },
+                 "Entries from before this time, such as 30d or 12h")
+              ->required()
+              ->type_name("DURATION")
+              ->check(Checked(DurationMistake));
+          AddDryRun(app, c.dry_run);
+        });
+  }
+
+  void AddUpgrade() {
+    CLI::App* upgrade = Group("upgrade", "Before another version takes over");
+    Leaf<UpgradeCheckCommand>(
+        upgrade, "check",
+        "Say whether this program can take over these disks; touch nothing",
+        [](CLI::App& app, UpgradeCheckCommand& c) { AddChoice(app, c); })
+        ->footer(kUpgradeCheckExitCodeHelp);
   }
 
   void AddCompletion() {

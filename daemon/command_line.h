@@ -100,10 +100,12 @@ struct LimitsSetCommand {
 };
 // `handover CMD`: one call of HandoverService.
 struct HandoverCommand {
-  enum class Call { kBegin, kConfirm, kRollback, kStatus };
+  enum class Call { kBegin, kConfirm, kRollback, kStatus, kHistory };
   Call call = Call::kStatus;
   bool automatic = false;  // of begin
   bool force = false;      // of confirm
+  bool watch = false;      // of status
+  uint32_t limit = 0;      // of history: the newest; 0: all
 };
 struct VersionCommand {
   bool client_only = false;
@@ -127,6 +129,26 @@ struct LonghornCommand {
   std::string checksum;
   std::string address;  // of the other manager or data source
 };
+// Which disks a command works on that reads them itself, without a daemon:
+// these, else those that the daemon of this configuration would use.
+struct DiskChoice {
+  std::vector<std::string> paths;
+  std::string config_path;
+};
+struct ManagerListCommand : DiskChoice {};
+struct ManagerCleanupCommand : DiskChoice {
+  bool force = false;
+  bool dry_run = false;
+};
+struct HistoryCommand : DiskChoice {
+  std::string image;   // name; empty: all
+  uint32_t limit = 0;  // entries, the newest; 0: all
+};
+struct PruneCommand : DiskChoice {
+  std::chrono::milliseconds older_than{0};
+  bool dry_run = false;
+};
+struct UpgradeCheckCommand : DiskChoice {};
 struct CompletionCommand {
   std::string shell;
 };
@@ -136,7 +158,9 @@ using Command = std::variant<
     ImageGetCommand, ImageListCommand, ImageWatchCommand, ImageRemoveCommand,
     ImageVerifyCommand, ImageExportCommand, DiskListCommand, DiskAddCommand,
     DiskRemoveCommand, LimitsGetCommand, LimitsSetCommand, HandoverCommand,
-    VersionCommand, CompletionCommand, DataSourceCommand, LonghornCommand>;
+    VersionCommand, CompletionCommand, DataSourceCommand, LonghornCommand,
+    ManagerListCommand, ManagerCleanupCommand, HistoryCommand, PruneCommand,
+    UpgradeCheckCommand>;
 
 struct Invocation {
   ClientOptions client;

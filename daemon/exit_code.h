@@ -28,4 +28,17 @@ inline constexpr char kExitCodeHelp[] =
     "  7    timed out\n"
     "  130  interrupted by Ctrl-C\n";
 
+// `bim upgrade check` ends with one of these instead.
+enum class UpgradeExitCode : int {
+  kOk = 0,
+  kWarnings = 1,
+  kStop = 2,
+};
+inline constexpr char kUpgradeCheckExitCodeHelp[] =
+    "Exit codes of this command:\n"
+    "  0    this program can take over all disks\n"
+    "  1    it can, but there are warnings\n"
+    "  2    stop: it cannot, or the check could not be made (also for wrong\n"
+    "       flags or arguments)\n";
+
 }  // namespace bim::daemon

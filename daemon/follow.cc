@@ -196,6 +196,38 @@ CommandEnd WatchImages(Connection& connection, const Interrupt& interrupt,
   return end;
 }
 
+CommandEnd WatchHandover(Connection& connection, const Interrupt& interrupt,
+                         v1::HandoverService::Stub& stub, OutputFormat output) {
+  grpc::ClientContext context;
+  api::Client::PrepareContext(context, kNoDeadline);
+  const std::stop_callback cancel(interrupt.token(),
+                                  [&] { context.TryCancel(); });
+  const auto reader = stub.Watch(&context, v1::WatchHandoverRequest());
+  v1::WatchHandoverResponse response;
+  while (reader->Read(&response)) {
+    if (output == OutputFormat::kJson) {
+      std::puts(ToJson(response, /*indented=*/false).c_str());
+    } else {
+      const v1::Handover& now = response.handover();
+      std::printf(
+          "%s  %s%s%s\n", ClockTime().c_str(),
+          now.role().empty() ? "no hand-over goes on"
+                             : OneLine(now.role() + ": ").c_str(),
+          now.role().empty() ? "" : OneLine(now.phase()).c_str(),
+          now.message().empty() ? "" : (", " + OneLine(now.message())).c_str());
+    }
+    std::fflush(stdout);
+    if (std::ferror(stdout) != 0) context.TryCancel();
+  }
+  const grpc::Status status = reader->Finish();
+  if (interrupt.requested()) {
+    CommandEnd end = EndOf(interrupt, "");
+    if (end.exit_code == ExitCode::kInterrupted) end.message.clear();
+    return end;
+  }
+  return connection.Explain(status);
+}
+
 CommandEnd VerifyImage(Connection& connection, const Interrupt& interrupt,
                        const ImageVerifyCommand& command, OutputFormat output) {
   ProgressLine line;

@@ -3,7 +3,7 @@
 // of these ends cancels work of the daemon.
 #pragma once
 
-#include "bim/v1/node.pb.h"
+#include "bim/v1/node.grpc.pb.h"
 #include "daemon/command_line.h"
 #include "daemon/connection.h"
 #include "daemon/interrupt.h"
@@ -18,6 +18,11 @@ CommandEnd AwaitImage(Connection& connection, const Interrupt& interrupt,
 
 CommandEnd WatchImages(Connection& connection, const Interrupt& interrupt,
                        const ImageWatchCommand& command, OutputFormat output);
+
+// Shows the hand-over at once and whenever it changes, until it is interrupted.
+CommandEnd WatchHandover(Connection& connection, const Interrupt& interrupt,
+                         bim::v1::HandoverService::Stub& stub,
+                         OutputFormat output);
 
 CommandEnd VerifyImage(Connection& connection, const Interrupt& interrupt,
                        const ImageVerifyCommand& command, OutputFormat output);

@@ -229,29 +229,30 @@ class HandOverImpl final : public HandOver,
     Situation situation;
     // One that was interrupted, or waits for the other side.
     for (const manager::DiskStatus& disk : manager_.ListDisks()) {
-      if (disk.state != "waiting") continue;
-      const auto root = io::Dir::Open(disk.path);
-      if (!root.ok()) continue;
-      const auto record = store::ReadHandover(*root);
-      if (!record.ok() || !*record) continue;
+      const auto& record = disk.handover;
+      if (!record) continue;
       situation.role =
-          (*record)->owner == options_.self.manager_id ? "owner" : "candidate";
+          record->owner == options_.self.manager_id ? "owner" : "candidate";
       handover::Status& status = situation.status;
-      status.id = (*record)->id;
-      status.phase = (*record)->phase == store::HandoverPhase::kBegun
+      status.id = record->id;
+      status.phase = record->phase == store::HandoverPhase::kBegun
                          ? "interrupted"
-                         : store::HandoverPhaseName((*record)->phase);
-      status.automatic = (*record)->automatic;
-      status.owner.manager_id = (*record)->owner;
-      status.owner.version = (*record)->owner_version;
-      status.candidate.manager_id = (*record)->candidate;
-      status.candidate.version = (*record)->candidate_version;
-      status.candidate.endpoint = (*record)->candidate_endpoint;
+                         : store::HandoverPhaseName(record->phase);
+      status.automatic = record->automatic;
+      status.owner.manager_id = record->owner;
+      status.owner.version = record->owner_version;
+      status.candidate.manager_id = record->candidate;
+      status.candidate.version = record->candidate_version;
+      status.candidate.endpoint = record->candidate_endpoint;
       status.message = disk.message;
       return situation;
     }
     situation.status.phase = "steady";
     return situation;
+  }
+
+  std::vector<Event> History() override {
+    return handover::ReadEvents(DiskPaths());
   }
 
   // --- of the owner

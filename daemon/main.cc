@@ -15,6 +15,7 @@
 #include "daemon/connection.h"
 #include "daemon/data_source.h"
 #include "daemon/load_config.h"
+#include "daemon/local_commands.h"
 #include "daemon/serve.h"
 #include "daemon/table.h"
 
@@ -118,6 +119,11 @@ ExitCode Main(std::string_view program,
   if (const auto* source =
           std::get_if<DataSourceCommand>(&invocation.command)) {
     return RunDataSourceCommand(program, *source, environment);
+  }
+  if (IsLocalCommand(invocation.command)) {
+    const CommandEnd end = RunLocalCommand(invocation, environment);
+    PrintProblem(program, end.message);
+    return end.exit_code;
   }
   // gRPC's own lines would hide ours; who debugs it sets the variable.
   setenv("GRPC_VERBOSITY", "NONE", /*overwrite=*/0);

@@ -198,6 +198,24 @@ std::string RenderHandover(const v1::Handover& handover) {
   return table.Render();
 }
 
+std::string RenderHandoverHistory(const v1::HandoverHistoryResponse& history) {
+  Table table({{"TIME"},
+               {"DISK"},
+               {"EVENT"},
+               {"MANAGER"},
+               {"VERSION"},
+               {"EPOCH", Table::Align::kRight},
+               {"MESSAGE"}});
+  for (const v1::HandoverEvent& event : history.events()) {
+    table.AddRow({FormatTime(event.time().seconds() * 1'000'000'000 +
+                             event.time().nanos()),
+                  event.disk(), event.event(), event.manager_id(),
+                  event.version(), std::to_string(event.epoch()),
+                  event.message()});
+  }
+  return table.Render();
+}
+
 std::string RenderLimits(const v1::Limits& limits) {
   const auto rate = [](uint64_t bytes) {
     return bytes == 0 ? "no limit" : HumanBytes(bytes) + "/s";

@@ -16,6 +16,8 @@ std::string RenderDisks(const bim::v1::ListDisksResponse& disks);
 
 // One line a limit.
 std::string RenderHandover(const bim::v1::Handover& handover);
+std::string RenderHandoverHistory(
+    const bim::v1::HandoverHistoryResponse& history);
 std::string RenderLimits(const bim::v1::Limits& limits);
 
 // "ready", "in-progress 45%", "failed: cannot ...".

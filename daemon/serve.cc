@@ -12,6 +12,7 @@
 #include <utility>
 #include <vector>
 
+#include "daemon/chosen_disks.h"
 #include "daemon/hand_over.h"
 #include "daemon/listeners.h"
 #include "daemon/process.h"
@@ -136,25 +137,6 @@ handover::Party SelfAt(handover::Party self, const Endpoints& bound) {
   return self;
 }
 
-// The disks that this daemon will own, before it has a manager.
-base::Result<std::vector<std::string>> DiskPaths(const Config& config) {
-  std::vector<std::string> paths;
-  if (!config.ephemeral_state) {
-    const auto known = manager::KnownDiskPaths(config.state_dir);
-    if (known.ok()) {
-      paths = *known;
-    } else if (known.status().code() != base::Code::kNotFound) {
-      return known.status();
-    }
-  }
-  for (const std::string& path : config.disk_paths) {
-    if (std::find(paths.begin(), paths.end(), path) == paths.end()) {
-      paths.push_back(path);
-    }
-  }
-  return paths;
-}
-
 // From here on there are disks to give back. The locals are destroyed in the
 // reverse of this order: what uses the manager ends before it.
 // `take_over`: what this process took its disks over by; may be null.
@@ -264,7 +246,9 @@ base::Status Serve(const EffectiveConfig& effective) {
     if (manager_id.empty() && !config.ephemeral_state) {
       manager_id = StateDir::PeekManagerId(config.state_dir);
     }
-    BIM_ASSIGN_OR_RETURN(std::vector<std::string> paths, DiskPaths(config));
+    BIM_ASSIGN_OR_RETURN(const auto disks, ConfiguredDisks(config));
+    std::vector<std::string> paths;
+    for (const manager::ListedDisk& disk : disks) paths.push_back(disk.path);
     take_over = TakeOver::Make(
         config.handover,
         handover::Self(manager_id.empty() ? base::GenerateUuid() : manager_id,

@@ -35,6 +35,12 @@ base::Status MakeDirs(const std::string& path) {
   }
 }
 
+base::Result<std::string> ReadManagerId(const io::Dir& dir) {
+  BIM_ASSIGN_OR_RETURN(std::string id, dir.ReadFile(kManagerId, 256));
+  id.erase(id.find_last_not_of('\n') + 1);
+  return id;
+}
+
 }  // namespace
 
 std::string EndpointJson(const Endpoints& endpoints, int pid) {
@@ -102,10 +108,9 @@ void StateDir::RemoveTree::operator()(const std::string* path) const {
 }
 
 base::Result<std::string> StateDir::ManagerId() const {
-  auto read = dir_.ReadFile(kManagerId, 256);
+  const auto read = ReadManagerId(dir_);
   if (read.ok()) {
-    std::string id = *std::move(read);
-    id.erase(id.find_last_not_of('\n') + 1);
+    const std::string& id = *read;
     if (const base::Status named = base::CheckName(id, "id"); !named.ok()) {
       return base::Status(
           base::Code::kDataLoss,
@@ -124,11 +129,8 @@ base::Result<std::string> StateDir::ManagerId() const {
 std::string StateDir::PeekManagerId(const std::string& path) {
   const auto dir = io::Dir::Open(path);
   if (!dir.ok()) return "";
-  const auto read = dir->ReadFile(kManagerId, 256);
-  if (!read.ok()) return "";
-  std::string id = *read;
-  id.erase(id.find_last_not_of('\n') + 1);
-  return base::CheckName(id, "id").ok() ? id : "";
+  const auto id = ReadManagerId(*dir);
+  return id.ok() && base::CheckName(*id, "id").ok() ? *id : "";
 }
 
 base::Status StateDir::WriteEndpoints(const Endpoints& endpoints) const {

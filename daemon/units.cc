@@ -6,6 +6,7 @@
 #include <array>
 #include <cctype>
 #include <charconv>
+#include <ctime>
 #include <limits>
 #include <optional>
 
@@ -143,6 +144,27 @@ base::Result<uint32_t> ParseFileMode(std::string_view text) {
 
 std::string FormatFileMode(uint32_t mode) {
   return fmt::format("{:04o}", mode);
+}
+
+std::string FormatTime(int64_t time_ns) {
+  const std::string text = FormatTimeNs(time_ns);
+  return text.substr(0, text.find('.')) + "Z";
+}
+
+std::string FormatTimeNs(int64_t time_ns) {
+  constexpr int64_t kSecond = 1'000'000'000;
+  int64_t seconds = time_ns / kSecond;
+  int64_t rest = time_ns % kSecond;
+  if (rest < 0) {
+    --seconds;
+    rest += kSecond;
+  }
+  const std::time_t time = seconds;
+  std::tm utc = {};
+  gmtime_r(&time, &utc);
+  return fmt::format("{:04}-{:02}-{:02}T{:02}:{:02}:{:02}.{:09}Z",
+                     utc.tm_year + 1900, utc.tm_mon + 1, utc.tm_mday,
+                     utc.tm_hour, utc.tm_min, utc.tm_sec, rest);
 }
 
 std::string HumanBytes(uint64_t bytes) {

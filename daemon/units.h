@@ -34,4 +34,9 @@ std::string HumanBytes(uint64_t bytes);
 // For people: "5s", "3m10s", "2h04m". Rounded.
 std::string HumanDuration(std::chrono::seconds duration);
 
+// A time since 1970 in UTC, to the second: "2026-03-01T12:00:00Z".
+std::string FormatTime(int64_t time_ns);
+// The same to the nanosecond: "2026-03-01T12:00:00.000000001Z".
+std::string FormatTimeNs(int64_t time_ns);
+
 }  // namespace bim::daemon

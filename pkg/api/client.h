@@ -39,9 +39,9 @@ class Client {
 
   // Puts our versions and the deadline into the context of one call. 0: no
   // deadline, for Watch and Verify.
-  static void PrepareContext(grpc::ClientContext& context,
-                             std::chrono::milliseconds timeout,
-                             const meta::VersionRange& versions = kOurVersions);
+  static void PrepareContext(
+      grpc::ClientContext& context, std::chrono::milliseconds timeout,
+      const meta::VersionRange& versions = OurVersions());
 
  private:
   Client(std::string address, UnixPath unix_path,

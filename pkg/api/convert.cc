@@ -305,4 +305,17 @@ void ToProto(const handover::Control::Situation& situation,
   handover->set_message(status.message);
 }
 
+void ToProto(const handover::Control::Event& event, v1::HandoverEvent* proto) {
+  const store::HistoryEntry& entry = event.entry;
+  ToProto(std::chrono::system_clock::time_point(
+              std::chrono::nanoseconds(entry.time_ns)),
+          proto->mutable_time());
+  proto->set_disk(event.disk);
+  proto->set_event(std::string(store::HistoryEventName(entry.what)));
+  proto->set_message(entry.message);
+  proto->set_manager_id(entry.manager_id);
+  proto->set_version(entry.version);
+  proto->set_epoch(entry.epoch);
+}
+
 }  // namespace bim::api

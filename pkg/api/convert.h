@@ -49,5 +49,6 @@ void ToProto(std::chrono::system_clock::time_point time,
 
 void ToProto(const handover::Control::Situation& situation,
              v1::Handover* handover);
+void ToProto(const handover::Control::Event& event, v1::HandoverEvent* proto);
 
 }  // namespace bim::api

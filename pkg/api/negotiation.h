@@ -16,8 +16,9 @@ inline constexpr char kApiVersionKey[] = "bim-api-version";
 inline constexpr char kApiMinVersionKey[] = "bim-api-min-version";
 
 // What this build speaks.
-inline constexpr meta::VersionRange kOurVersions{meta::kApiMinVersion,
-                                                 meta::kApiVersion};
+inline meta::VersionRange OurVersions() {
+  return {meta::kApiMinVersion, meta::kApiVersion};
+}
 
 // The range that a caller states; 0 stands for a number that was not given and
 // is then the same as the other. Nothing when neither is given.

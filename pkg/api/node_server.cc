@@ -27,6 +27,7 @@ constexpr uint32_t kDefaultPage = 100;
 constexpr size_t kMaxListBytes = 3 << 20;
 constexpr size_t kEventBatch = 32;
 constexpr std::chrono::milliseconds kVerifyInterval{200};
+constexpr std::chrono::milliseconds kHandoverInterval{100};  // of a watch
 
 // What the services share.
 struct Shared {
@@ -386,6 +387,76 @@ class LimitServiceImpl final : public v1::LimitService::CallbackService {
   std::mutex mutex_;
 };
 
+// Wakes a stream from time to time, whatever happens.
+class Ticker final : public manager::Subscription,
+                     public std::enable_shared_from_this<Ticker> {
+ public:
+  static std::unique_ptr<manager::Subscription> Start(
+      exec::EventLoop& loop, std::function<void()> wake) {
+    auto ticker = std::make_shared<Ticker>(loop, std::move(wake));
+    ticker->Arm();
+    return std::make_unique<Handle>(std::move(ticker));
+  }
+  Ticker(exec::EventLoop& loop, std::function<void()> wake)
+      : wake_(std::move(wake)), timer_(loop.context()) {}
+
+ private:
+  class Handle final : public manager::Subscription {
+   public:
+    explicit Handle(std::shared_ptr<Ticker> ticker)
+        : ticker_(std::move(ticker)) {}
+    ~Handle() override { ticker_->End(); }
+
+   private:
+    std::shared_ptr<Ticker> ticker_;
+  };
+
+  void End() {
+    std::lock_guard lock(mutex_);
+    ended_ = true;
+    timer_.cancel();
+  }
+  void Arm() {
+    std::lock_guard lock(mutex_);
+    if (ended_) return;
+    timer_.expires_after(kHandoverInterval);
+    timer_.async_wait(
+        [self = shared_from_this()](const boost::system::error_code&) {
+          {
+            std::lock_guard waking(self->mutex_);
+            if (self->ended_) return;
+            self->wake_();
+          }
+          self->Arm();
+        });
+  }
+
+  const std::function<void()> wake_;
+  std::mutex mutex_;
+  bool ended_ = false;
+  boost::asio::steady_timer timer_;
+};
+
+// What is going on with a hand-over, when it changed.
+class HandoverProducer {
+ public:
+  explicit HandoverProducer(handover::Control& control) : control_(control) {}
+
+  Produced operator()(v1::WatchHandoverResponse* response) {
+    v1::WatchHandoverResponse now;
+    ToProto(control_.Now(), now.mutable_handover());
+    std::string text = now.SerializeAsString();
+    if (text == sent_) return {Produced::Kind::kNothing};
+    sent_ = std::move(text);
+    response->Swap(&now);
+    return {Produced::Kind::kMessage};
+  }
+
+ private:
+  handover::Control& control_;
+  std::optional<std::string> sent_;
+};
+
 class HandoverServiceImpl final : public v1::HandoverService::CallbackService {
  public:
   explicit HandoverServiceImpl(Shared& shared) : shared_(shared) {}
@@ -422,17 +493,58 @@ class HandoverServiceImpl final : public v1::HandoverService::CallbackService {
     return Decide(context, response,
                   [](handover::Control& /*on*/) { return base::OkStatus(); });
   }
+  grpc::ServerWriteReactor<v1::WatchHandoverResponse>* Watch(
+      grpc::CallbackServerContext* context,
+      const v1::WatchHandoverRequest* /*request*/) override {
+    if (base::Status status = Check(*context); !status.ok()) {
+      return new RefusedStream<v1::WatchHandoverResponse>(status);
+    }
+    return PullStream<v1::WatchHandoverResponse>::Start(
+        shared_.streams, shared_.loop, std::chrono::milliseconds(0),
+        [&loop = shared_.loop](std::function<void()> wake) {
+          return Ticker::Start(loop, std::move(wake));
+        },
+        HandoverProducer(*shared_.options.hand_over));
+  }
+  grpc::ServerUnaryReactor* History(
+      grpc::CallbackServerContext* context,
+      const v1::HandoverHistoryRequest* request,
+      v1::HandoverHistoryResponse* response) override {
+    if (base::Status status = Check(*context); !status.ok()) {
+      return Reply(context, status);
+    }
+    grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+    shared_.blocking.Run<v1::HandoverHistoryResponse>(
+        reactor, response,
+        [&control = *shared_.options.hand_over,
+         limit = request->limit()](v1::HandoverHistoryResponse* made) {
+          const auto events = control.History();
+          const size_t first =
+              limit == 0 || limit >= events.size() ? 0 : events.size() - limit;
+          for (size_t i = first; i < events.size(); ++i) {
+            ToProto(events[i], made->add_events());
+          }
+          return base::OkStatus();
+        });
+    return reactor;
+  }
 
  private:
+  base::Status Check(const grpc::CallbackServerContext& context) const {
+    BIM_RETURN_IF_ERROR(Negotiate(context, shared_.options.versions));
+    if (shared_.options.hand_over == nullptr) {
+      return base::FailedPreconditionError("this daemon hands nothing over");
+    }
+    return base::OkStatus();
+  }
+
   // On a worker; answers with what the hand-over is then.
   template <typename Response, typename Act>
   grpc::ServerUnaryReactor* Decide(grpc::CallbackServerContext* context,
                                    Response* response, Act act) {
-    base::Status status = Negotiate(*context, shared_.options.versions);
-    if (status.ok() && shared_.options.hand_over == nullptr) {
-      status = base::FailedPreconditionError("this daemon hands nothing over");
+    if (base::Status status = Check(*context); !status.ok()) {
+      return Reply(context, status);
     }
-    if (!status.ok()) return Reply(context, status);
     grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
     shared_.blocking.Run<Response>(
         reactor, response,

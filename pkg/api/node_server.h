@@ -37,7 +37,7 @@ class NodeServer {
     size_t max_connections = 1024;
     size_t max_streams = 256;         // Watch and Verify
     size_t max_blocking_calls = 128;  // that wait for or have a worker
-    meta::VersionRange versions = kOurVersions;
+    meta::VersionRange versions = OurVersions();
     // HandoverService; null: FAILED_PRECONDITION. Outlives the server, and what
     // runs on `pool`.
     handover::Control* hand_over = nullptr;

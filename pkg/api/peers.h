@@ -14,7 +14,7 @@ namespace bim::api {
 class GrpcPeers final : public transfer::PeerResolver {
  public:
   // `versions`: what we say that we speak.
-  explicit GrpcPeers(meta::VersionRange versions = kOurVersions)
+  explicit GrpcPeers(meta::VersionRange versions = OurVersions())
       : versions_(versions) {}
 
   // A name is resolved each time; of several addresses the first that connects

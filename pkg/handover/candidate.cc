@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <condition_variable>
 #include <deque>
+#include <functional>
 #include <future>
 #include <mutex>
 #include <thread>
@@ -13,6 +14,8 @@
 #include "pkg/base/log.h"
 #include "pkg/base/names.h"
 #include "pkg/store/disk.h"
+#include "pkg/store/history.h"
+#include "pkg/store/managers.h"
 
 namespace bim::handover {
 namespace {
@@ -305,6 +308,7 @@ class CandidateImpl final : public Candidate {
         break;
       case CandidateEffect::kLoad:
         lock.unlock();
+        Register();
         host_.Load();
         lock.lock();
         return CandidateEvent::kLoaded;
@@ -321,9 +325,14 @@ class CandidateImpl final : public Candidate {
         return claimed.ok() ? CandidateEvent::kClaimed
                             : CandidateEvent::kNotClaimed;
       }
-      case CandidateEffect::kTellOperator:
-        BIM_LOG_WARN("hand-over {}: interrupted: {}", id_, Interrupted());
+      case CandidateEffect::kTellOperator: {
+        const std::string text = Interrupted();
+        BIM_LOG_WARN("hand-over {}: interrupted: {}", id_, text);
+        lock.unlock();
+        TellInterrupted(text);
+        lock.lock();
         break;
+      }
       case CandidateEffect::kAnswerOk:
         AnswerAll(decisions_, base::OkStatus());
         break;
@@ -466,6 +475,35 @@ class CandidateImpl final : public Candidate {
     changed_.notify_all();
   }
 
+  // What only informs people: that it cannot be written stops nothing.
+  void ForEachDisk(const std::function<base::Status(const io::Dir&)>& write) {
+    for (const std::string& path : host_.DiskPaths()) {
+      const auto root = io::Dir::Open(path);
+      const base::Status written = root.ok() ? write(*root) : root.status();
+      if (!written.ok()) {
+        BIM_LOG_WARN("disk at {}: {}", path, written.message());
+      }
+    }
+  }
+  // Shows this process among the disks' managers.
+  void Register() {
+    ForEachDisk([this](const io::Dir& root) {
+      return store::WriteCandidate(
+          root, {options_.self.manager_id, options_.self.version,
+                 options_.self.endpoint});
+    });
+  }
+  void TellInterrupted(const std::string& message) {
+    ForEachDisk([&](const io::Dir& root) {
+      store::HistoryEntry entry;
+      entry.what = store::HistoryEvent::kInterrupted;
+      entry.message = message;
+      entry.manager_id = options_.self.manager_id;
+      entry.version = options_.self.version;
+      return store::AppendHistory(root, entry);
+    });
+  }
+
   // From time to time, while the owner does not talk to us.
   void Look(std::unique_lock<std::mutex>& lock) {
     const auto now = steady_clock::now();
@@ -558,7 +596,9 @@ class CandidateImpl final : public Candidate {
       }
       store::HandoverRecord decided = *disk.record;
       decided.phase = phase;
-      if (base::Status put = store::WriteHandover(disk.root, decided);
+      if (base::Status put = store::DecideHandover(disk.root, decided,
+                                                   options_.self.manager_id,
+                                                   options_.self.version);
           !put.ok()) {
         BIM_LOG_ERROR("hand-over {}: {}", decided.id, put.message());
         return std::nullopt;

@@ -4,12 +4,14 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <thread>
 #include <utility>
 
 #include "pkg/base/log.h"
 #include "pkg/io/dir.h"
+#include "pkg/meta/version.h"
 #include "pkg/store/disk.h"
 
 namespace bim::handover {
@@ -84,9 +86,28 @@ base::Status DecideAsOwner(const std::vector<std::string>& paths,
     disk.record.phase =
         *WriteWhenFree(Role::kOwner, disk.record.phase, disk.record.automatic,
                        confirm ? Intent::kConfirm : Intent::kRollback);
-    BIM_RETURN_IF_ERROR(store::WriteHandover(disk.root, disk.record));
+    BIM_RETURN_IF_ERROR(store::DecideHandover(disk.root, disk.record,
+                                              manager_id, meta::Version()));
   }
   return base::OkStatus();
+}
+
+std::vector<Control::Event> ReadEvents(const std::vector<std::string>& paths) {
+  std::vector<Control::Event> events;
+  for (const std::string& path : paths) {
+    const auto root = io::Dir::Open(path);
+    if (!root.ok()) continue;
+    auto history = store::ReadHistory(*root);
+    if (!history.ok()) continue;
+    for (store::HistoryEntry& entry : history->entries) {
+      if (entry.name.empty()) events.push_back({path, std::move(entry)});
+    }
+  }
+  std::stable_sort(events.begin(), events.end(),
+                   [](const auto& a, const auto& b) {
+                     return a.entry.time_ns < b.entry.time_ns;
+                   });
+  return events;
 }
 
 base::Status EndOwner(const std::string& path) {

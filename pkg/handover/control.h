@@ -3,9 +3,11 @@
 #pragma once
 
 #include <string>
+#include <vector>
 
 #include "pkg/base/status.h"
 #include "pkg/handover/owner.h"
+#include "pkg/store/history.h"
 
 namespace bim::handover {
 
@@ -22,7 +24,16 @@ class Control {
     Status status;
   };
   virtual Situation Now() = 0;
+  struct Event {
+    std::string disk;  // its path
+    store::HistoryEntry entry;
+  };
+  // Of all disks that can be read, the newest last.
+  virtual std::vector<Event> History() = 0;
 };
+
+// What the histories of the disks at `paths` tell about hand-overs.
+std::vector<Control::Event> ReadEvents(const std::vector<std::string>& paths);
 
 // Of who owned the disks at `paths` when a hand-over of them was interrupted,
 // and was started again: writes down what was decided, `confirm` or not, to all

@@ -317,6 +317,8 @@ Result<DirectedStatus> ManagerImpl::Direct(DirectedSpec given) {
                    store::DataFile(key) + ", and no source to fetch it from";
   }
   const bool failed = copy.state == CopyState::kFailed;
+  // Before any work on it can end.
+  TellCreated(*disk, key, spec, copy);
   DirectedStatus status;
   Status lost;
   {
@@ -347,6 +349,7 @@ Result<DirectedStatus> ManagerImpl::Direct(DirectedSpec given) {
   }
   if (!lost.ok()) {
     (void)disk->RemoveDesired(key);
+    Tell(*disk, store::HistoryEvent::kRemoved, key, lost.message());
     return lost;
   }
   if (failed) Remember(key, disk->uuid());
@@ -414,6 +417,7 @@ Status ManagerImpl::StopDirected(Lock& lock, const ImageKey& key,
 
 void ManagerImpl::EndRemoval(const ImageKey& key, const std::string& disk_uuid,
                              const Status& status) {
+  std::vector<Happened> happened;
   {
     Lock lock(mutex_);
     const auto it = images_.find(key);
@@ -434,11 +438,13 @@ void ManagerImpl::EndRemoval(const ImageKey& key, const std::string& disk_uuid,
         copy.permanent = true;
         SetState(copy, CopyState::kFailed,
                  "it could not be removed: " + status.message());
+        AddFailure(happened, UsableDisk(disk_uuid), key, copy);
         Touch(key, image);
       }
     }
     jobs_changed_.notify_all();
   }
+  TellAll(happened);
   Notify();
 }
 
@@ -485,6 +491,10 @@ Status ManagerImpl::ForgetDirected(std::string_view disk_name,
   ended.reset();
   AwaitDocuments(*documents);
   const Status status = disk->RemoveDesired(key);
+  if (status.ok()) {
+    Tell(*disk, store::HistoryEvent::kRemoved, key,
+         "forgotten; its files stay");
+  }
   EndRemoval(key, disk->uuid(), status);
   return status;
 }
@@ -546,6 +556,10 @@ Status ManagerImpl::RemoveDirected(std::string_view disk_name,
   if (status.ok()) status = store::RemoveImage(*disk, key, true);
   if (status.ok()) status = store::RemoveDataSourceRemains(*disk, key);
   if (status.ok()) status = disk->RemoveDesired(key);
+  // (What nobody registered was nothing to the manager.)
+  if (status.ok() && documents) {
+    Tell(*disk, store::HistoryEvent::kRemoved, key, "");
+  }
   EndRemoval(key, disk->uuid(), status);
   return status;
 }

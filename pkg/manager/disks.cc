@@ -4,11 +4,11 @@
 #include <sys/stat.h>
 
 #include <algorithm>
-#include <filesystem>
 #include <nlohmann/json.hpp>
 
 #include "pkg/base/log.h"
 #include "pkg/base/names.h"
+#include "pkg/manager/disk_list.h"
 #include "pkg/manager/manager_impl.h"
 #include "pkg/store/parked.h"
 
@@ -22,8 +22,6 @@ using nlohmann::json;
 using store::DiskFault;
 using store::DiskState;
 
-constexpr char kDisksFile[] = "disks.json";
-constexpr size_t kMaxDisksFile = 4 << 20;
 constexpr uint64_t kChecksPerProbe = 12;
 constexpr std::chrono::seconds kTakeDeadline{30};
 constexpr std::chrono::seconds kReleaseDeadline{5};
@@ -36,67 +34,20 @@ bool IsWantedOn(const ImageSpec& spec, const std::string& disk_uuid) {
 }  // namespace
 
 Status ManagerImpl::LoadState() {
-  BIM_ASSIGN_OR_RETURN(io::Dir state, io::Dir::Open(options_.state_dir));
-  auto text = state.ReadFile(kDisksFile, kMaxDisksFile);
-  if (!text.ok() && text.status().code() != Code::kNotFound) {
-    return text.status();
+  // A manager has a state_dir, unlike who only reads.
+  BIM_RETURN_IF_ERROR(io::Dir::Open(options_.state_dir).status());
+  BIM_ASSIGN_OR_RETURN(DiskList list,
+                       LoadDiskList(options_.state_dir, options_.disk_paths));
+  for (ListedDisk& disk : list.disks) {
+    DiskEntry entry;
+    entry.path = std::move(disk.path);
+    entry.expected_uuid = std::move(disk.uuid);
+    disks_.push_back(std::move(entry));
   }
-  if (text.ok()) {
-    const json object = json::parse(*text, nullptr, false);
-    const std::string shown = options_.state_dir + "/" + kDisksFile;
-    try {
-      for (const json& item : object.at("disks")) {
-        DiskEntry entry;
-        item.at("path").get_to(entry.path);
-        item.at("uuid").get_to(entry.expected_uuid);
-        disks_.push_back(std::move(entry));
-      }
-      for (const json& item : object.at("removed")) {
-        tombstones_[item.at("disk").get<std::string>()].insert(
-            ImageKey{item.at("name").get<std::string>(),
-                     item.at("uuid").get<std::string>()});
-      }
-    } catch (const json::exception& error) {
-      return base::FailedPreconditionError(
-          shown + " is damaged (" + error.what() +
-          "): restore it, or delete it and add the disks again");
-    }
-  }
-  for (const std::string& configured : options_.disk_paths) {
-    if (configured.empty() || configured[0] != '/') {
-      return base::InvalidArgumentError("disk path '" + configured +
-                                        "' is not absolute");
-    }
-    std::string path =
-        std::filesystem::path(configured).lexically_normal().string();
-    while (path.size() > 1 && path.back() == '/') path.pop_back();
-    if (FindDisk(path) == nullptr) {
-      DiskEntry entry;
-      entry.path = path;
-      disks_.push_back(std::move(entry));
-    }
+  for (MissedRemoval& removal : list.removals) {
+    tombstones_[removal.disk_uuid].insert(std::move(removal.key));
   }
   return base::OkStatus();
-}
-
-Result<std::vector<std::string>> KnownDiskPaths(const std::string& state_dir) {
-  std::vector<std::string> paths;
-  BIM_ASSIGN_OR_RETURN(const io::Dir state, io::Dir::Open(state_dir));
-  const auto text = state.ReadFile(kDisksFile, kMaxDisksFile);
-  if (!text.ok()) {
-    if (text.status().code() == Code::kNotFound) return paths;
-    return text.status();
-  }
-  try {
-    const json document = json::parse(*text);
-    for (const json& item : document.at("disks")) {
-      paths.push_back(item.at("path").get<std::string>());
-    }
-  } catch (const json::exception& error) {
-    return base::FailedPreconditionError(state_dir + "/" + kDisksFile +
-                                         " is damaged: " + error.what());
-  }
-  return paths;
 }
 
 Status ManagerImpl::SaveDisks() {
@@ -154,6 +105,7 @@ DiskStatus ManagerImpl::StatusOf(const DiskEntry& entry) {
   status.total_bytes = entry.space.total_bytes;
   status.available_bytes = entry.space.available_bytes;
   status.epoch = entry.epoch;
+  if (!entry.disk) status.handover = entry.fault.handover;
   for (const auto& [key, image] : images_) {
     if (image.copies.count(entry.expected_uuid) != 0) ++status.images;
   }
@@ -263,6 +215,7 @@ void ManagerImpl::LoseDisk(DiskEntry& entry, DiskFault fault) {
 void ManagerImpl::CheckFiles(const std::string& disk_uuid,
                              const std::shared_ptr<store::Disk>& disk) {
   std::vector<std::pair<ImageKey, store::FileStamp>> files;
+  std::vector<Happened> happened;
   {
     Lock lock(mutex_);
     for (const auto& [key, image] : images_) {
@@ -308,6 +261,7 @@ void ManagerImpl::CheckFiles(const std::string& disk_uuid,
       if (it->second.spec.directed) {
         copy.permanent = true;
         SetState(copy, CopyState::kFailed, "the file is gone");
+        AddFailure(happened, disk, key, copy);
       } else {
         SetState(copy, CopyState::kPending,
                  "the file is gone; fetching it again");
@@ -318,6 +272,7 @@ void ManagerImpl::CheckFiles(const std::string& disk_uuid,
     Touch(key, it->second);
     Reconcile(key);
   }
+  TellAll(happened);
   if (any) Notify();
 }
 
@@ -463,6 +418,8 @@ void ManagerImpl::LoadDisk(const std::shared_ptr<store::Disk>& disk) {
     if (DiskEntry* entry = FindDisk(disk->path())) {
       entry->fault = {DiskState::kFailed, status.message()};
     }
+    lock.unlock();
+    TellTakenOver(*disk, "its images are not known: " + status.message());
   };
   auto read = disk->owned()
                   ? ReadWanted(disk->root())
@@ -486,7 +443,10 @@ void ManagerImpl::LoadDisk(const std::shared_ptr<store::Disk>& disk) {
     if (!desired.removing && missed.count(key) == 0) return false;
     Status removed = store::RemoveImage(*disk, key, true);
     if (removed.ok()) removed = disk->RemoveDesired(key);
-    if (!removed.ok()) {
+    if (removed.ok()) {
+      Tell(*disk, store::HistoryEvent::kRemoved, key,
+           "a removal from before was finished");
+    } else {
       BIM_LOG_ERROR("image {} ({}) cannot be removed: {}", key.name, key.uuid,
                     removed.message());
       unremoved.insert(key);
@@ -533,6 +493,8 @@ void ManagerImpl::LoadDisk(const std::shared_ptr<store::Disk>& disk) {
       give_up(put);
       return Notify();
     }
+    CopyEntry unseen;
+    TellCreated(*disk, key, desired.spec, unseen);
     wanted.push_back(std::move(desired));
   }
   std::vector<CopyEntry> copies;
@@ -576,6 +538,7 @@ void ManagerImpl::LoadDisk(const std::shared_ptr<store::Disk>& disk) {
       copy.retry.attempts = desired.attempts;
       copy.due = desired.next_attempt;
     }
+    copy.told_failure = desired.last_error;
     copies.push_back(std::move(copy));
   }
   const auto space = disk->GetSpace();
@@ -622,7 +585,11 @@ void ManagerImpl::LoadDisk(const std::shared_ptr<store::Disk>& disk) {
     }
     ArmRetryTimer();
   }
-  for (const ImageKey& key : unwanted) (void)disk->RemoveDesired(key);
+  for (const ImageKey& key : unwanted) {
+    (void)disk->RemoveDesired(key);
+    Tell(*disk, store::HistoryEvent::kRemoved, key, "removed meanwhile");
+  }
+  TellTakenOver(*disk, fmt::format("{} of {} images ready", ready, found));
   BIM_LOG_INFO("disk {} at {}: taken in epoch {}, {} of {} images ready", uuid,
                disk->path(), disk->epoch(), ready, wanted.size());
   Notify();
@@ -635,8 +602,7 @@ Result<DiskStatus> ManagerImpl::AddDisk(const std::string& given,
         "disk path '" + base::Printable(given) +
         "' is not absolute: expected one like /var/lib/images");
   }
-  std::string path = std::filesystem::path(given).lexically_normal().string();
-  while (path.size() > 1 && path.back() == '/') path.pop_back();
+  const std::string path = NormalPath(given);
   if (!uuid.empty()) {
     BIM_RETURN_IF_ERROR(base::CheckName(uuid, "disk uuid"));
   }

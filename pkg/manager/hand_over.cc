@@ -121,6 +121,7 @@ bool ManagerImpl::ReleaseDisks() {
   bool all = true;
   for (const auto& disk : OwnedDisks()) {
     if (settled && busy.count(disk->uuid()) == 0) {
+      TellHandedOver(*disk);
       disk->Release();
       continue;
     }

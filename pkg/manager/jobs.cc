@@ -365,6 +365,7 @@ void ManagerImpl::EndJob(Job& job, JobEnd end) {
   // Ingests do I/O when they end: never under the lock.
   std::vector<std::shared_ptr<store::Ingest>> ended;
   std::vector<std::string> remember;  // disk uuids
+  std::vector<Happened> happened;
   bool check_disks = false;
   Lock lock(mutex_);
   CountJob(job, -1);
@@ -376,6 +377,7 @@ void ManagerImpl::EndJob(Job& job, JobEnd end) {
   }
   ImageEntry& image = images_.at(job.key);
   const bool was_failed = copy->retry.attempts > 0;
+  const bool was_ready = copy->state == CopyState::kReady;
   const bool lost = UsableDisk(job.disk_uuid) != job.disk;
   if (lost || end.failure == transfer::Failure::kCancelled || stopping_) {
     // Stopped, or the disk went away: what comes next is for who did that to
@@ -441,6 +443,7 @@ void ManagerImpl::EndJob(Job& job, JobEnd end) {
           other.retry = copy->retry;
           other.due = copy->due;
           remember.push_back(other_uuid);
+          AddFailure(happened, UsableDisk(other_uuid), job.key, other);
         }
       }
     }
@@ -452,6 +455,13 @@ void ManagerImpl::EndJob(Job& job, JobEnd end) {
   }
   ended.push_back(std::move(end.ingest));
   end.ingest.reset();
+  if (copy->state == CopyState::kReady && !was_ready) {
+    copy->told_failure.clear();
+    happened.push_back(
+        {job.disk, store::HistoryEvent::kReady, job.key, copy->record->origin});
+  } else if (!lost) {
+    AddFailure(happened, job.disk, job.key, *copy);
+  }
   Touch(job.key, image);
   lock.unlock();
 
@@ -459,6 +469,8 @@ void ManagerImpl::EndJob(Job& job, JobEnd end) {
   job.ingest.reset();
   ended.clear();
   for (const std::string& uuid : remember) Remember(job.key, uuid);
+  TellAll(happened);
+  happened.clear();
   // Whoever waits for this job may want the disk's lock to be free.
   job.disk.reset();
   job.source_disk.reset();

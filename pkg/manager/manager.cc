@@ -468,6 +468,10 @@ Result<Manager::Ensured> ManagerImpl::Ensure(ImageSpec given) {
     jobs_changed_.notify_all();
     return stored;
   }
+  // Before any work on it can end.
+  for (const auto& disk : disks) {
+    TellCreated(*disk, key, spec, copies[disk->uuid()]);
+  }
   Ensured ensured;
   ensured.created = true;
   {
@@ -607,6 +611,7 @@ Status ManagerImpl::Remove(std::string_view name, std::string_view uuid,
     status = disk->PutDesired(key, EncodeDesired(desired));
     if (status.ok()) status = store::RemoveImage(*disk, key, force);
     if (status.ok()) status = disk->RemoveDesired(key);
+    if (status.ok()) Tell(*disk, store::HistoryEvent::kRemoved, key, "");
     if (!status.ok()) {
       Desired again = desired;
       again.removing = false;

@@ -116,11 +116,6 @@ class Subscription {
   virtual ~Subscription() = default;
 };
 
-// The paths of the disks that were added on this node, as `state_dir` has them,
-// whoever uses it now. Errors as of Manager::Create.
-base::Result<std::vector<std::string>> KnownDiskPaths(
-    const std::string& state_dir);
-
 class Manager {
  public:
   // `loop` outlives the manager. Reads the list of disks only; nothing is

@@ -1,8 +1,8 @@
 // The manager's insides, shared by its source files: manager.cc (the calls of
 // the faces), disks.cc (taking, checking and loading disks), jobs.cc (beginning
 // and ending jobs), work.cc (what they do), uploads.cc (bytes that somebody
-// brings), directed.cc (copies that are directed one by one) and watch.cc
-// (events). Nobody else includes it.
+// brings), directed.cc (copies that are directed one by one), tell.cc (the
+// histories of disks) and watch.cc (events). Nobody else includes it.
 //
 // One mutex guards all state; it is never held across I/O. A job runs on a
 // pool thread with what it needs copied out, and comes back through EndJob.
@@ -26,6 +26,7 @@
 #include "pkg/manager/manager.h"
 #include "pkg/manager/plan.h"
 #include "pkg/store/disk.h"
+#include "pkg/store/history.h"
 #include "pkg/store/ingest.h"
 #include "pkg/store/publish.h"
 #include "pkg/transfer/peers.h"
@@ -104,6 +105,10 @@ struct CopyEntry {
 
   VerifyState verify = VerifyState::kNever;
   std::vector<uint64_t> verify_tasks;  // to tell when it ends
+
+  // The failure that the disk's history told last: one that stays the same is
+  // told once.
+  std::string told_failure;
 };
 
 struct ImageEntry {
@@ -359,6 +364,30 @@ class ManagerImpl : public Manager {
   // The same, soon, on another thread; Stop waits for it.
   void RememberSoon(const ImageKey& key, const std::string& disk_uuid);
   void RememberAll();
+  // What is to be told to the histories of disks when the lock is free.
+  struct Happened {
+    std::shared_ptr<store::Disk> disk;
+    store::HistoryEvent what = store::HistoryEvent::kCreated;
+    ImageKey key;
+    std::string message;
+  };
+  // Appends to the history of a disk; that it cannot is logged. Blocks, not
+  // locked.
+  static void Tell(const store::Disk& disk, store::HistoryEvent what,
+                   const ImageKey& key, const std::string& message);
+  static void TellAll(const std::vector<Happened>& happened);
+  // Adds that the copy is failed now, unless that was told already. Locked.
+  static void AddFailure(std::vector<Happened>& happened,
+                         const std::shared_ptr<store::Disk>& disk,
+                         const ImageKey& key, CopyEntry& copy);
+  // That the copy is wanted on this disk from now on, and what was found there.
+  static void TellCreated(const store::Disk& disk, const ImageKey& key,
+                          const ImageSpec& spec, CopyEntry& copy);
+  // That it is another manager's from now on.
+  static void TellHandedOver(const store::Disk& disk);
+  // That the disk was another manager's, or another version's; one entry for
+  // all its images.
+  static void TellTakenOver(const store::Disk& disk, const std::string& images);
   // Somebody asked for a repair of this copy. Locked.
   bool RepairAsked(const CopyEntry& copy) const;
   void EndVerify(CopyEntry& copy, const std::string& disk_uuid, bool ok,

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "pkg/base/digest.h"
+#include "pkg/store/handover.h"
 #include "pkg/transfer/push_requester.h"
 
 namespace bim::manager {
@@ -103,13 +104,14 @@ struct ImageStatus {
 struct DiskStatus {
   std::string uuid;
   std::string path;
-  std::string
-      state;  // "ready", "read-only", "missing", "swapped", "owned", "failed"
+  std::string state;  // as of store::DiskStateName
   std::string message;
   uint64_t total_bytes = 0;
   uint64_t available_bytes = 0;
   uint64_t epoch = 0;
   uint32_t images = 0;
+  // What was agreed about it; of a disk that waits for that.
+  std::optional<store::HandoverRecord> handover;
 };
 
 struct VerifyProgress {

@@ -164,7 +164,11 @@ std::optional<ManagerImpl::JobEnd> ManagerImpl::Prepare(const Job& job) {
     return std::nullopt;
   }
   Status put = job.disk->PutDesired(job.key, EncodeDesired(Desired{job.spec}));
-  if (put.ok()) return std::nullopt;
+  if (put.ok()) {
+    CopyEntry nothing;  // of what lies there
+    TellCreated(*job.disk, job.key, job.spec, nothing);
+    return std::nullopt;
+  }
   end.status = std::move(put);
   end.failure = transfer::Failure::kDisk;
   return end;

@@ -28,14 +28,17 @@ namespace bim::meta {
 #define BIM_DISK_FORMAT_MIN_VERSION 1
 #endif
 
-inline constexpr int kApiVersion = BIM_API_VERSION;
-inline constexpr int kApiMinVersion = BIM_API_MIN_VERSION;
+// Constants of the program, not of its translation units: tests link the same
+// objects with other numbers (CMake: bim_edition). All are known before any
+// code runs.
+extern const int kApiVersion;
+extern const int kApiMinVersion;
 // What Longhorn's control plane is told: versions of its API (proto/bimrpc),
 // not of ours.
-inline constexpr int kLonghornApiVersion = BIM_LONGHORN_API_VERSION;
-inline constexpr int kLonghornApiMinVersion = BIM_LONGHORN_API_MIN_VERSION;
-inline constexpr int kDiskFormatVersion = BIM_DISK_FORMAT_VERSION;
-inline constexpr int kDiskFormatMinVersion = BIM_DISK_FORMAT_MIN_VERSION;
+extern const int kLonghornApiVersion;
+extern const int kLonghornApiMinVersion;
+extern const int kDiskFormatVersion;
+extern const int kDiskFormatMinVersion;
 
 // A closed range of versions that one side speaks. A value.
 struct VersionRange {

@@ -10,8 +10,10 @@
 #include <nlohmann/json.hpp>
 
 #include "pkg/base/failpoint.h"
+#include "pkg/base/log.h"
 #include "pkg/base/names.h"
 #include "pkg/meta/version.h"
+#include "pkg/store/managers.h"
 
 namespace bim::store {
 namespace {
@@ -100,40 +102,6 @@ std::string DescribeHandover(const std::string& uuid, const std::string& path,
          ", ended while handing it over to manager " + record.candidate +
          "; \"bim handover confirm\" gives it to the latter, \"bim handover "
          "rollback\" back to the former";
-}
-
-// NOT_FOUND: there is no format file yet.
-Status CheckFormat(const io::Dir& root) {
-  BIM_ASSIGN_OR_RETURN(std::string text,
-                       root.ReadFile(kFormatFile, kMaxSmallFile));
-  const json format = json::parse(text, nullptr, false);
-  const std::string shown = root.path() + "/" + kFormatFile;
-  if (!format.is_object() || !format.contains("version") ||
-      !format["version"].is_number_integer() ||
-      !format.contains("minVersion") ||
-      !format["minVersion"].is_number_integer()) {
-    return base::DataLossError(shown +
-                               " is damaged: expected {\"version\":N,"
-                               "\"minVersion\":N}");
-  }
-  if (format["minVersion"].get<int64_t>() > meta::kDiskFormatVersion) {
-    return base::FailedPreconditionError(
-        "the disk's format is " +
-        std::to_string(format["version"].get<int64_t>()) +
-        ", readable from version " +
-        std::to_string(format["minVersion"].get<int64_t>()) +
-        " on; this program reads up to " +
-        std::to_string(meta::kDiskFormatVersion) +
-        ": use a newer program for this disk");
-  }
-  if (format["version"].get<int64_t>() < meta::kDiskFormatMinVersion) {
-    return base::FailedPreconditionError(
-        "the disk's format is " +
-        std::to_string(format["version"].get<int64_t>()) +
-        ", this program needs at least " +
-        std::to_string(meta::kDiskFormatMinVersion));
-  }
-  return base::OkStatus();
 }
 
 }  // namespace
@@ -241,6 +209,52 @@ Result<UniqueFd> LockUnowned(const io::Dir& root) {
   }
   return base::AbortedError("the disk at " + root.path() + " is owned by " +
                             DescribeOwner(ReadOwner(root)));
+}
+
+Result<bool> IsOwned(const io::Dir& root) {
+  const auto lock = root.OpenFile(kLockFile, O_RDONLY | O_NONBLOCK);
+  if (!lock.ok()) {
+    if (lock.status().code() == Code::kNotFound) return false;
+    return lock.status();
+  }
+  // Shared: two who look at once do not take one another for an owner.
+  if (::flock(lock->get(), LOCK_SH | LOCK_NB) == 0) return false;
+  if (errno == EWOULDBLOCK) return true;
+  return base::ErrnoError(errno, "cannot lock " + root.path());
+}
+
+Result<DiskFormat> ReadFormat(const io::Dir& root) {
+  BIM_ASSIGN_OR_RETURN(std::string text,
+                       root.ReadFile(kFormatFile, kMaxSmallFile));
+  const json format = json::parse(text, nullptr, false);
+  if (!format.is_object() || !format.contains("version") ||
+      !format["version"].is_number_integer() ||
+      !format.contains("minVersion") ||
+      !format["minVersion"].is_number_integer()) {
+    return base::DataLossError(root.path() + "/" + kFormatFile +
+                               " is damaged: expected {\"version\":N,"
+                               "\"minVersion\":N}");
+  }
+  return DiskFormat{format["version"].get<int64_t>(),
+                    format["minVersion"].get<int64_t>()};
+}
+
+Status CheckFormat(const DiskFormat& format) {
+  if (format.min_version > meta::kDiskFormatVersion) {
+    return base::FailedPreconditionError(
+        "the disk's format is " + std::to_string(format.version) +
+        ", readable from version " + std::to_string(format.min_version) +
+        " on; this program reads up to " +
+        std::to_string(meta::kDiskFormatVersion) +
+        ": use a newer program for this disk");
+  }
+  if (format.version < meta::kDiskFormatMinVersion) {
+    return base::FailedPreconditionError(
+        "the disk's format is " + std::to_string(format.version) +
+        ", this program needs at least " +
+        std::to_string(meta::kDiskFormatMinVersion));
+  }
+  return base::OkStatus();
 }
 
 Result<std::string> ReadIdentity(const io::Dir& root) {
@@ -409,9 +423,14 @@ std::variant<std::shared_ptr<Disk>, DiskFault> Disk::TryClaim(
   BIM_FAILPOINT("store.claim.locked");
 
   // From here on nobody else writes below .bim.
-  const Status format = CheckFormat(dir);
-  const bool fresh = format.code() == Code::kNotFound;
-  if (!format.ok() && !fresh) return FaultOf(format);
+  const auto format = ReadFormat(dir);
+  const bool fresh = format.status().code() == Code::kNotFound;
+  if (!format.ok() && !fresh) return FaultOf(format.status());
+  if (!fresh) {
+    if (Status readable = CheckFormat(*format); !readable.ok()) {
+      return FaultOf(readable);
+    }
+  }
   auto handover = ReadHandover(dir);
   if (!handover.ok()) return FaultOf(handover.status());
   if (const ClaimVerdict may = MayClaim(*handover, owner.manager_id);
@@ -460,6 +479,12 @@ std::variant<std::shared_ptr<Disk>, DiskFault> Disk::TryClaim(
   if (written.ok()) written = dir.MakeDir(kDesiredDir, 0700);
   if (written.ok()) written = dir.MakeDir(kImagesDir, 0755);
   if (!written.ok()) return FaultOf(written);
+  disk->owner_ = owner;
+  if (Status kept = WriteManager(dir, {record, ManagerRole::kOwner});
+      !kept.ok()) {
+    BIM_LOG_WARN("disk {} at {}: its list of managers cannot be kept: {}",
+                 *uuid, path, kept.message());
+  }
   return disk;
 }
 
@@ -475,7 +500,12 @@ void Disk::Release() const {
 
 Status Disk::PutHandover(const HandoverRecord& record) const {
   BIM_RETURN_IF_ERROR(CheckOwner());
-  return WriteHandover(root_, record);
+  BIM_RETURN_IF_ERROR(WriteHandover(root_, record));
+  if (Status told = AppendHistory(*this, ToHistory(record)); !told.ok()) {
+    BIM_LOG_WARN("disk {}: its history lacks a hand-over: {}", uuid_,
+                 told.message());
+  }
+  return base::OkStatus();
 }
 
 Status Disk::RemoveHandover() const {

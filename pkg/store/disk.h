@@ -22,6 +22,7 @@
 #include "pkg/base/unique_fd.h"
 #include "pkg/io/dir.h"
 #include "pkg/store/handover.h"
+#include "pkg/store/history.h"
 #include "pkg/store/layout.h"
 
 namespace bim::store {
@@ -78,6 +79,20 @@ std::optional<bool> IsAlive(const OwnerRecord& record);
 // was decided about it: whoever claims it meanwhile finds it owned. Held until
 // the descriptor is closed. ABORTED: a process owns the disk.
 base::Result<base::UniqueFd> LockUnowned(const io::Dir& root);
+// Whether a process owns the disk (holds its lock). Writes nothing; but who
+// claims a free disk in the very moment that it is looked at finds it owned,
+// and looks again later.
+base::Result<bool> IsOwned(const io::Dir& root);
+
+// .bim/format
+struct DiskFormat {
+  int64_t version = 0;
+  int64_t min_version = 0;  // of programs that may read it
+};
+// NOT_FOUND: nobody ever owned the disk. DATA_LOSS: damaged.
+base::Result<DiskFormat> ReadFormat(const io::Dir& root);
+// FAILED_PRECONDITION: this program may not use a disk of that format.
+base::Status CheckFormat(const DiskFormat& format);
 
 // The disk's uuid as its longhorn-disk.cfg says. NOT_FOUND: no such file.
 // DATA_LOSS: not readable as {"diskUUID":"..."}; the uuid follows CheckName.
@@ -132,6 +147,8 @@ class Disk {
   const std::string& uuid() const { return uuid_; }
   uint64_t epoch() const { return epoch_; }
   const io::Dir& root() const { return root_; }
+  // Who took it, as it was told to Claim; empty for a data source.
+  const Owner& owner() const { return owner_; }
   dev_t device() const { return device_; }
   // False: opened for a data source.
   bool owned() const { return owned_; }
@@ -147,6 +164,7 @@ class Disk {
   bool released() const { return released_; }
 
   // What is agreed about handing it over; see store/handover.h. Durable.
+  // Told to the history, too.
   base::Status PutHandover(const HandoverRecord& record) const;
   base::Status RemoveHandover() const;
 
@@ -165,6 +183,9 @@ class Disk {
   base::Status RemoveDesired(const ImageKey& key) const;
   bool HasDesired(const ImageKey& key) const;
 
+  // For store/history.h, which appends to this disk's history.
+  HistoryTail& history_tail() const { return history_tail_; }
+
  private:
   Disk() = default;
   // The directory, its identity and its file system, checked; nothing locked.
@@ -177,6 +198,7 @@ class Disk {
 
   std::string path_;
   std::string uuid_;
+  Owner owner_;
   uint64_t epoch_ = 0;
   io::Dir root_;
   dev_t device_ = 0;
@@ -187,6 +209,7 @@ class Disk {
   bool taken_over_ = false;
   bool owned_ = true;
   ImageKey data_source_;  // when not owned
+  mutable HistoryTail history_tail_;
 };
 
 }  // namespace bim::store

@@ -3,6 +3,7 @@
 #include <chrono>
 #include <nlohmann/json.hpp>
 
+#include "pkg/base/log.h"
 #include "pkg/store/layout.h"
 
 namespace bim::store {
@@ -72,6 +73,27 @@ Result<HandoverRecord> DecodeHandover(std::string_view text) {
   }
 }
 
+HistoryEntry ToHistory(const HandoverRecord& record) {
+  HistoryEntry entry;
+  switch (record.phase) {
+    case HandoverPhase::kBegun:
+      entry.what = HistoryEvent::kBegun;
+      break;
+    case HandoverPhase::kConfirmed:
+      entry.what = HistoryEvent::kConfirmed;
+      break;
+    case HandoverPhase::kRolledBack:
+      entry.what = HistoryEvent::kRolledBack;
+      break;
+  }
+  entry.message = std::string(record.automatic ? "automatic " : "") +
+                  "hand-over " + record.id + " from manager " + record.owner +
+                  " (version " + record.owner_version + ") to manager " +
+                  record.candidate + " (version " + record.candidate_version +
+                  ")";
+  return entry;
+}
+
 Result<std::optional<HandoverRecord>> ReadHandover(const io::Dir& root) {
   const auto text = root.ReadFile(kHandoverFile, kMaxFile);
   if (!text.ok()) {
@@ -91,6 +113,20 @@ Status WriteHandover(const io::Dir& root, HandoverRecord record) {
                         std::chrono::system_clock::now().time_since_epoch())
                         .count();
   return root.ReplaceFile(kHandoverFile, EncodeHandover(record));
+}
+
+Status DecideHandover(const io::Dir& root, const HandoverRecord& record,
+                      const std::string& manager_id,
+                      const std::string& version) {
+  BIM_RETURN_IF_ERROR(WriteHandover(root, record));
+  HistoryEntry entry = ToHistory(record);
+  entry.manager_id = manager_id;
+  entry.version = version;
+  if (const Status told = AppendHistory(root, entry); !told.ok()) {
+    BIM_LOG_WARN("{}: its history lacks a hand-over: {}", root.path(),
+                 told.message());
+  }
+  return base::OkStatus();
 }
 
 Status RemoveHandover(const io::Dir& root) {

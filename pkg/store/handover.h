@@ -10,6 +10,7 @@
 
 #include "pkg/base/status.h"
 #include "pkg/io/dir.h"
+#include "pkg/store/history.h"
 
 namespace bim::store {
 
@@ -39,10 +40,18 @@ std::string EncodeHandover(const HandoverRecord& record);
 // DATA_LOSS: damaged. It is never guessed.
 base::Result<HandoverRecord> DecodeHandover(std::string_view text);
 
+// That this was agreed, for the history of the disk; by whom is left empty.
+HistoryEntry ToHistory(const HandoverRecord& record);
+
 // nullopt: there is none. DATA_LOSS: damaged.
 base::Result<std::optional<HandoverRecord>> ReadHandover(const io::Dir& root);
 // Durable on return. `since_ns` is set to now.
 base::Status WriteHandover(const io::Dir& root, HandoverRecord record);
+// The same, of who holds the lock of a disk that nobody owns; told to the
+// disk's history as that manager's doing.
+base::Status DecideHandover(const io::Dir& root, const HandoverRecord& record,
+                            const std::string& manager_id,
+                            const std::string& version);
 base::Status RemoveHandover(const io::Dir& root);
 
 // May this manager take a disk, whose lock is free, with this record on it?

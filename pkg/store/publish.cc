@@ -460,6 +460,26 @@ Status MoveImage(const Disk& disk, const ImageKey& from, const ImageKey& to,
   return source.Sync();
 }
 
+Result<Unfinished> CountUnfinished(const io::Dir& root) {
+  Unfinished unfinished;
+  const auto images = root.OpenDir(kImagesDir);
+  if (!images.ok()) {
+    if (images.status().code() == Code::kNotFound) return unfinished;
+    return images.status();
+  }
+  BIM_RETURN_IF_ERROR(images->List([&](std::string_view name, unsigned char) {
+    // Where the name ends does not matter here: the directory is the same.
+    const size_t dash = name.find('-');
+    if (dash == std::string_view::npos) return true;
+    const ImageKey key{std::string(name.substr(0, dash)),
+                       std::string(name.substr(dash + 1))};
+    if (!root.Stat(TempFile(key)).ok()) return true;
+    ++(HasJournal(root, key) ? unfinished.resumable : unfinished.others);
+    return true;
+  }));
+  return unfinished;
+}
+
 Status RemovePartial(const Disk& disk, const ImageKey& key) {
   const io::Dir& root = disk.root();
   BIM_RETURN_IF_ERROR(root.RemoveFile(TempFile(key)));

@@ -107,6 +107,15 @@ ImageKey StagingKey(const ImageKey& key);
 // lives (holds DataSourceLock). Its complete file stays.
 base::Status RemoveDataSourceRemains(const Disk& disk, const ImageKey& key);
 
+// How many images of a disk are in work, or were when their manager ended.
+struct Unfinished {
+  size_t resumable = 0;  // temp files with a journal
+  size_t others = 0;     // without
+};
+// Reads only, and of a journal its header only. Works on a disk that is not
+// owned, too; a directory that cannot be read is left out.
+base::Result<Unfinished> CountUnfinished(const io::Dir& root);
+
 // Deletes only what is in work or left over: temp file and journal.
 base::Status RemovePartial(const Disk& disk, const ImageKey& key);
 

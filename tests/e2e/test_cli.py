@@ -403,7 +403,9 @@ def test_help_is_everywhere():
                     ("image", "list"), ("image", "watch"), ("image", "remove"),
                     ("image", "verify"), ("image", "export"), ("disk",),
                     ("disk", "list"), ("disk", "add"), ("disk", "remove"),
-                    ("version",), ("config", "check"), ("completion",)):
+                    ("version",), ("config", "check"), ("completion",),
+                    ("manager",), ("manager", "list"), ("manager", "cleanup"),
+                    ("history",), ("prune",), ("upgrade",), ("upgrade", "check")):
         done = bim(*command, "--help")
         assert done.returncode == OK and done.stderr == ""
         assert "Usage: " in done.stdout
@@ -417,6 +419,9 @@ def test_help_is_everywhere():
     ("bim im", {"image"}),
     ("bim image ", {"ensure", "get", "list", "watch", "remove", "verify", "export"}),
     ("bim disk a", {"add"}),
+    ("bim upgrade ", {"check"}),
+    ("bim manager cleanup --f", {"--force"}),
+    ("bim prune --older", {"--older-than"}),
     ("bim image ensure a --sha", {"--sha512", "--sha256"}),
     ("bim image list -o ", {"table", "json"}),
     ("bim completion ", {"bash", "zsh", "fish"})])

@@ -84,7 +84,7 @@ class GrpcPeersTest : public testing::Test {
   }
 
   static base::Result<transfer::PeerInfo> Resolve(
-      const std::string& address, meta::VersionRange versions = kOurVersions) {
+      const std::string& address, meta::VersionRange versions = OurVersions()) {
     return GrpcPeers(versions).Resolve(address, kTimeout, {});
   }
 

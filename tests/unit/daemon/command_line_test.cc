@@ -14,6 +14,7 @@ namespace {
 using testing::AllOf;
 using testing::ElementsAre;
 using testing::HasSubstr;
+using testing::Not;
 using testing::StartsWith;
 
 std::variant<Invocation, ParseEnd> Parse(const std::string& line,
@@ -122,6 +123,50 @@ TEST(ParseCommandLine, ReadsEveryCommand) {
   EXPECT_EQ(Parsed<CompletionCommand>("completion zsh").shell, "zsh");
 }
 
+TEST(ParseCommandLine, ReadsWhatNeedsNoDaemon) {
+  const auto list =
+      Parsed<ManagerListCommand>("manager list --disk /a --disk b --config /c");
+  EXPECT_THAT(list.paths, ElementsAre("/a", "b"));
+  EXPECT_EQ(list.config_path, "/c");
+  const auto plain = Parsed<ManagerCleanupCommand>("manager cleanup");
+  EXPECT_THAT(plain.paths, ElementsAre());
+  EXPECT_FALSE(plain.force || plain.dry_run);
+  const auto cleanup =
+      Parsed<ManagerCleanupCommand>("manager cleanup --force --dry-run");
+  EXPECT_TRUE(cleanup.force && cleanup.dry_run);
+  const auto history =
+      Parsed<HistoryCommand>("history --image debian --limit 20 --disk /a");
+  EXPECT_EQ(history.image, "debian");
+  EXPECT_EQ(history.limit, 20u);
+  EXPECT_THAT(history.paths, ElementsAre("/a"));
+  EXPECT_EQ(Parsed<HistoryCommand>("history").limit, 0u);
+  const auto prune = Parsed<PruneCommand>("prune --older-than 30d --dry-run");
+  EXPECT_EQ(prune.older_than, std::chrono::hours(30 * 24));
+  EXPECT_TRUE(prune.dry_run);
+  EXPECT_EQ(Parsed<PruneCommand>("prune --older-than 1d12h").older_than,
+            std::chrono::hours(36));
+  EXPECT_THAT(
+      Parsed<UpgradeCheckCommand>("upgrade check --disk /a --disk /b").paths,
+      ElementsAre("/a", "/b"));
+  EXPECT_THAT(Mistake("prune"), HasSubstr("--older-than is required"));
+  EXPECT_THAT(Mistake("prune --older-than soon"),
+              HasSubstr("expected a duration"));
+  EXPECT_THAT(Mistake("prune --older-than 30"),
+              HasSubstr("expected a duration"));
+  EXPECT_THAT(Mistake("history --limit -1"), HasSubstr("--limit"));
+  EXPECT_THAT(Mistake("upgrade"), HasSubstr("expected a command: check"));
+}
+
+TEST(ParseCommandLine, HelpTellsOtherExitCodesWhereThereAre) {
+  const auto help = [](const std::string& line) {
+    return std::get<ParseEnd>(Parse(line)).text;
+  };
+  EXPECT_THAT(help("upgrade check --help"),
+              AllOf(HasSubstr("Exit codes of this command"),
+                    HasSubstr("1    it can, but there are warnings")));
+  EXPECT_THAT(help("prune --help"), Not(HasSubstr("Exit codes")));
+}
+
 TEST(ParseCommandLine, GlobalOptionsStandAnywhere) {
   for (const char* line :
        {"--address unix:/s -o json --timeout 5s image list",
@@ -178,8 +223,8 @@ TEST(ParseCommandLine, MistakesReadWell) {
             "(see bim image --help)");
   EXPECT_EQ(Mistake("nonsense"),
             "bim: unknown command \"nonsense\"; expected daemon, image, disk, "
-            "limits, handover, version, config, completion, data-source, "
-            "backing-image "
+            "limits, handover, version, config, manager, history, prune, "
+            "upgrade, completion, data-source, backing-image "
             "(see bim --help)");
   EXPECT_EQ(Mistake("image list -o yaml"),
             "bim image list: --output: expected table or json, found \"yaml\" "
@@ -412,7 +457,7 @@ TEST(CompletionScript, ContainsEveryCommandAndOption) {
           }
         };
     check(root, "");
-    EXPECT_EQ(seen, 36) << "commands, groups and the root";
+    EXPECT_EQ(seen, 44) << "commands, groups and the root";
   }
   EXPECT_FALSE(CompletionScript(root, "tcsh").ok());
 }

@@ -120,5 +120,18 @@ TEST_F(StateDirTest, WritesAndRemovesEndpoints) {
   EXPECT_FALSE(std::filesystem::exists(path() + "/endpoint.json"));
 }
 
+TEST_F(StateDirTest, ItsIdentityIsKnownToOthers) {
+  EXPECT_EQ(StateDir::PeekManagerId(path()), "");
+  EXPECT_FALSE(std::filesystem::exists(path())) << "nothing is made";
+  const auto state = StateDir::Open(path());
+  ASSERT_TRUE(state.ok()) << state.status().message();
+  EXPECT_EQ(StateDir::PeekManagerId(path()), "");
+  const auto id = state->ManagerId();
+  ASSERT_TRUE(id.ok());
+  EXPECT_EQ(StateDir::PeekManagerId(path()), *id) << "also while it is in use";
+  std::ofstream(path() + "/manager-id") << "no name\n";
+  EXPECT_EQ(StateDir::PeekManagerId(path()), "");
+}
+
 }  // namespace
 }  // namespace bim::daemon

@@ -10,9 +10,17 @@ using std::chrono::seconds;
 
 TEST(ParseDuration, ReadsUnitsAndSequences) {
   const std::pair<const char*, int64_t> kCases[] = {
-      {"0", 0},           {"0s", 0},         {"250ms", 250},
-      {"30s", 30'000},    {"5m", 300'000},   {"2h", 7'200'000},
-      {"1d", 86'400'000}, {"1m30s", 90'000}, {"1h2m3s4ms", 3'723'004}};
+      {"0", 0},
+      {"0s", 0},
+      {"250ms", 250},
+      {"30s", 30'000},
+      {"5m", 300'000},
+      {"2h", 7'200'000},
+      {"1d", 86'400'000},
+      {"1m30s", 90'000},
+      {"1h2m3s4ms", 3'723'004},
+      {"30d", 2'592'000'000},
+      {"365d12h", 31'579'200'000}};
   for (const auto& [text, count] : kCases) {
     const auto duration = ParseDuration(text);
     ASSERT_TRUE(duration.ok()) << text;
@@ -102,6 +110,16 @@ TEST(HumanDuration, PicksItsUnits) {
   EXPECT_EQ(HumanDuration(seconds(59)), "59s");
   EXPECT_EQ(HumanDuration(seconds(190)), "3m10s");
   EXPECT_EQ(HumanDuration(seconds(7440)), "2h04m");
+}
+
+TEST(FormatTime, IsUtc) {
+  EXPECT_EQ(FormatTime(0), "1970-01-01T00:00:00Z");
+  EXPECT_EQ(FormatTime(1'772'366'400'999'999'999), "2026-03-01T12:00:00Z");
+  EXPECT_EQ(FormatTimeNs(1'772'366'400'000'000'001),
+            "2026-03-01T12:00:00.000000001Z");
+  EXPECT_EQ(FormatTimeNs(-1), "1969-12-31T23:59:59.999999999Z");
+  EXPECT_EQ(FormatTime(INT64_MAX), "2262-04-11T23:47:16Z");
+  EXPECT_EQ(FormatTime(INT64_MIN), "1677-09-21T00:12:43Z");
 }
 
 }  // namespace

@@ -63,6 +63,32 @@ class PublishTest : public ::testing::Test {
   const std::string content_ = RandomBytes(3 * kMiB + 512, 1);
 };
 
+TEST_F(PublishTest, WhatIsInWorkIsCounted) {
+  const auto count = [&] {
+    const auto counted = CountUnfinished(disk().root());
+    EXPECT_TRUE(counted.ok()) << counted.status().ToString();
+    return counted.ok() ? std::pair(counted->resumable, counted->others)
+                        : std::pair<size_t, size_t>(99, 99);
+  };
+  using Counts = std::pair<size_t, size_t>;
+  EXPECT_EQ(count(), Counts(0, 0));
+  MakeReady();
+  EXPECT_EQ(count(), Counts(0, 0));
+  for (const char* name : {"a", "a-b", "c"}) {
+    auto ingest = Ingest::Open(scratch_.disk, {name, "u-2"}, {});
+    ASSERT_TRUE(ingest.ok());
+    BIM_ASSERT_OK((*ingest)->Begin(content_.size(), "v"));
+    BIM_ASSERT_OK((*ingest)->Append(AsBytes(content_).first(2 * kMiB), {}));
+  }
+  EXPECT_EQ(count(), Counts(3, 0));
+  std::filesystem::remove(Path(RecordFile({"c", "u-2"})));
+  WriteAll(Path("backing-images/odd"), "");
+  std::filesystem::create_directories(Path("backing-images/empty-dir"));
+  EXPECT_EQ(count(), Counts(2, 1));
+  std::filesystem::remove_all(Path("backing-images"));
+  EXPECT_EQ(count(), Counts(0, 0));
+}
+
 // --- Inspect after every crash state
 
 TEST_F(PublishTest, NothingThere) {
