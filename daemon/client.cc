@@ -365,6 +365,53 @@ class Runner {
     return {};
   }
 
+  CommandEnd operator()(const DiskAdoptCommand& command) {
+    v1::AdoptDiskRequest request;
+    request.set_disk(command.disk);
+    request.set_dry_run(command.dry_run);
+    v1::AdoptDiskResponse response;
+    const CommandEnd end = connection_.Call(
+        connection_.disks(), &v1::DiskService::Stub::Adopt, request, response);
+    if (!end.ok()) return end;
+    if (json()) {
+      PrintJson(response);
+    } else {
+      Print(RenderAdopted(response, command.dry_run));
+    }
+    const auto broken = std::count_if(
+        response.images().begin(), response.images().end(),
+        [](const auto& image) { return image.result() == "broken"; });
+    if (broken == 0) return {};
+    return {ExitCode::kImageFailed,
+            fmt::format("{} of {} are broken, and left alone", broken,
+                        response.images_size())};
+  }
+
+  CommandEnd operator()(const DrainCommand& command) {
+    v1::DrainRequest request;
+    request.set_timeout_ms(static_cast<uint64_t>(command.at_most.count()));
+    request.set_cancel(command.cancel);
+    request.set_dry_run(command.dry_run);
+    v1::DrainResponse response;
+    const CommandEnd end =
+        connection_.Call(*v1::HandoverService::NewStub(connection_.channel()),
+                         &v1::HandoverService::Stub::Drain, request, response);
+    if (!end.ok()) return end;
+    if (json()) {
+      PrintJson(response);
+    } else {
+      for (const std::string& line : response.running()) Print(line + "\n");
+      Print(response.draining() ? "no new work is taken\n"
+                                : "new work is taken\n");
+    }
+    if (command.cancel || command.dry_run || response.running_size() == 0) {
+      return {};
+    }
+    return {ExitCode::kTimedOut,
+            fmt::format("{} still run; no new work is taken",
+                        response.running_size())};
+  }
+
   CommandEnd operator()(const LimitsGetCommand&) {
     v1::GetLimitsResponse response;
     const CommandEnd end =

@@ -108,6 +108,7 @@ class Parser {
     AddHandover();
     AddVersion();
     AddConfig();
+    AddDrain();
     AddManager();
     AddHistory();
     AddUpgrade();
@@ -271,7 +272,11 @@ class Parser {
   void AddDaemon() {
     Leaf<DaemonCommand>(
         &root_, "daemon", "Run the daemon of this node",
-        [](CLI::App& app, DaemonCommand& c) { AddSettings(app, c); })
+        [](CLI::App& app, DaemonCommand& c) {
+          AddSettings(app, c);
+          app.add_flag("--detach", c.detach,
+                       "Run in the background; end when it serves, or cannot");
+        })
         ->footer(
             "Each flag is a setting; see docs/configuration.md. A flag "
             "wins over the environment (BIM_<SECTION>_<KEY>), that over "
@@ -393,6 +398,21 @@ class Parser {
               ->type_name("");
           app.add_flag("--force", c.force,
                        "Even if images are wanted on it; cancels transfers");
+        });
+    Leaf<DiskAdoptCommand>(
+        disk, "adopt", "Make what another manager left on a disk its own",
+        [](CLI::App& app, DiskAdoptCommand& c) {
+          app.add_option("DISK", c.disk, "UUID or path of the disk")
+              ->required()
+              ->type_name("");
+          AddDryRun(app, c.dry_run);
+        });
+    Leaf<DiskMigrateCommand>(
+        disk, "migrate",
+        "Raise the layout of disks that nobody owns to this program's",
+        [](CLI::App& app, DiskMigrateCommand& c) {
+          AddChoice(app, c);
+          AddDryRun(app, c.dry_run);
         });
   }
 
@@ -516,6 +536,24 @@ class Parser {
   }
   static std::string DurationMistake(const std::string& text) {
     return ParseDuration(text).status().message();
+  }
+
+  void AddDrain() {
+    Leaf<DrainCommand>(
+        &root_, "drain", "Take no new work, and wait for what runs",
+        [](CLI::App& app, DrainCommand& c) {
+          c.at_most = std::chrono::seconds(20);
+          app.add_option_function<std::string>(
+                 "--for",
+                 [&c](const std::string& text) {
+                   c.at_most = *ParseDuration(text);
+                 },
+                 "Wait so long at most; 20s unless told")
+              ->type_name("DURATION")
+              ->check(Checked(DurationMistake));
+          app.add_flag("--cancel", c.cancel, "Take new work again, instead");
+          AddDryRun(app, c.dry_run);
+        });
   }
 
   void AddManager() {

@@ -39,6 +39,7 @@ struct ClientOptions {
 
 struct DaemonCommand {
   std::string config_path;
+  bool detach = false;
   std::vector<FlagValue> flags;
 };
 struct ConfigCheckCommand {
@@ -91,6 +92,15 @@ struct DiskAddCommand {
 struct DiskRemoveCommand {
   std::string disk;
   bool force = false;
+};
+struct DiskAdoptCommand {
+  std::string disk;
+  bool dry_run = false;
+};
+struct DrainCommand {
+  std::chrono::milliseconds at_most{0};
+  bool cancel = false;
+  bool dry_run = false;
 };
 struct LimitsGetCommand {};
 // What is not set stays as it is. Bytes a second, 0: no limit.
@@ -149,6 +159,9 @@ struct PruneCommand : DiskChoice {
   bool dry_run = false;
 };
 struct UpgradeCheckCommand : DiskChoice {};
+struct DiskMigrateCommand : DiskChoice {
+  bool dry_run = false;
+};
 struct CompletionCommand {
   std::string shell;
 };
@@ -160,7 +173,7 @@ using Command = std::variant<
     DiskRemoveCommand, LimitsGetCommand, LimitsSetCommand, HandoverCommand,
     VersionCommand, CompletionCommand, DataSourceCommand, LonghornCommand,
     ManagerListCommand, ManagerCleanupCommand, HistoryCommand, PruneCommand,
-    UpgradeCheckCommand>;
+    UpgradeCheckCommand, DiskMigrateCommand, DiskAdoptCommand, DrainCommand>;
 
 struct Invocation {
   ClientOptions client;

@@ -21,6 +21,10 @@ using handover::CandidateStage;
 using std::chrono::milliseconds;
 
 constexpr milliseconds kLookAgain{200};
+constexpr char kDraining[] =
+    "this manager is drained and takes no new work: \"bim drain --cancel\" "
+    "ends "
+    "that";
 
 // The owner's own limit, and a while for its answer.
 milliseconds Patience(const HandoverConfig& config) {
@@ -251,6 +255,27 @@ class HandOverImpl final : public HandOver,
     return situation;
   }
 
+  base::Status Drain(milliseconds at_most) override {
+    {
+      std::lock_guard lock(drain_mutex_);
+      if (owner_->Busy()) return Refused();
+      draining_ = true;
+      manager_.Hold(kDraining);
+    }
+    (void)manager_.AwaitIdle(at_most);
+    return base::OkStatus();
+  }
+  base::Status CancelDrain() override {
+    std::lock_guard lock(drain_mutex_);
+    if (owner_->Busy()) return Refused();
+    draining_ = false;
+    manager_.Unhold();
+    return base::OkStatus();
+  }
+  Work Running() override {
+    std::lock_guard lock(drain_mutex_);
+    return {draining_, manager_.Running()};
+  }
   std::vector<Event> History() override {
     return handover::ReadEvents(DiskPaths());
   }
@@ -269,7 +294,14 @@ class HandOverImpl final : public HandOver,
     return manager_.PutHandover(record);
   }
   void Hold(const std::string& why) override { manager_.Hold(why); }
-  void Resume() override { manager_.Unhold(); }
+  void Resume() override {
+    std::lock_guard lock(drain_mutex_);
+    if (draining_) {
+      manager_.Hold(kDraining);
+    } else {
+      manager_.Unhold();
+    }
+  }
   void Release() override {
     if (!manager_.AwaitIdle(options_.config.drain_timeout)) {
       BIM_LOG_INFO("hand-over: what still runs is left to the successor");
@@ -315,6 +347,10 @@ class HandOverImpl final : public HandOver,
   }
 
  private:
+  static base::Status Refused() {
+    return base::FailedPreconditionError(
+        "a hand-over goes on, which takes no new work either");
+  }
   base::Status Force() {
     for (const std::string& path : DiskPaths()) {
       if (!IsOwned(path)) continue;
@@ -327,6 +363,8 @@ class HandOverImpl final : public HandOver,
   manager::Manager& manager_;
   StateDir& state_;
   StopSignal& stop_signal_;
+  std::mutex drain_mutex_;
+  bool draining_ = false;  // somebody asked for it
   std::mutex mutex_;
   std::vector<handover::ListeningSocket> sockets_;
   std::atomic<bool> handed_over_{false};

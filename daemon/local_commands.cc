@@ -12,6 +12,7 @@
 #include "daemon/chosen_disks.h"
 #include "daemon/disk_history.h"
 #include "daemon/disk_managers.h"
+#include "daemon/disk_migrated.h"
 #include "daemon/state_dir.h"
 #include "daemon/upgrade_check.h"
 #include "pkg/store/disk.h"
@@ -119,6 +120,32 @@ DiskCleaned CleanUp(const manager::ListedDisk& disk, bool force, bool dry_run) {
   return cleaned;
 }
 
+DiskMigrated MigrateOn(const manager::ListedDisk& disk, bool dry_run) {
+  DiskMigrated migrated;
+  migrated.path = disk.path;
+  const auto opened = Open(disk);
+  migrated.status = opened.status();
+  if (!opened.ok()) return migrated;
+  migrated.uuid = opened->uuid;
+  const auto work = [&]() -> base::Result<store::Migration> {
+    BIM_ASSIGN_OR_RETURN(const store::Migration plan,
+                         store::PlanMigration(opened->root));
+    if (dry_run || plan.from == plan.to) return plan;
+    BIM_ASSIGN_OR_RETURN(const base::UniqueFd lock,
+                         store::LockUnowned(opened->root));
+    return store::Migrate(opened->root);
+  };
+  auto done = work();
+  migrated.status = done.status();
+  if (done.status().code() == Code::kNotFound) {
+    migrated.status = base::NotFoundError(
+        "no manager of this kind has owned it: there is nothing to migrate "
+        "(\"bim disk adopt\" takes over what another one left)");
+  }
+  if (done.ok()) migrated.migration = *std::move(done);
+  return migrated;
+}
+
 class Runner {
  public:
   Runner(const ClientOptions& options, const Environment& environment)
@@ -209,6 +236,20 @@ class Runner {
     return problems.Take();
   }
 
+  CommandEnd operator()(const DiskMigrateCommand& command) {
+    const auto disks = ChooseDisks(command, environment_);
+    if (!disks.ok()) return EndOf(disks.status());
+    std::vector<DiskMigrated> all;
+    Problems problems;
+    for (const manager::ListedDisk& disk : *disks) {
+      all.push_back(MigrateOn(disk, command.dry_run));
+      problems.Add(disk.path, all.back().status);
+    }
+    Print(json_ ? MigratedJson(all, command.dry_run)
+                : RenderMigrated(all, command.dry_run));
+    return problems.Take();
+  }
+
   CommandEnd operator()(const UpgradeCheckCommand& command) {
     const auto loaded = LoadConfig(command.config_path, environment_, {});
     std::vector<Finding> findings = JudgeConfig(loaded);
@@ -262,7 +303,8 @@ bool IsLocalCommand(const Command& command) {
          std::holds_alternative<ManagerCleanupCommand>(command) ||
          std::holds_alternative<HistoryCommand>(command) ||
          std::holds_alternative<PruneCommand>(command) ||
-         std::holds_alternative<UpgradeCheckCommand>(command);
+         std::holds_alternative<UpgradeCheckCommand>(command) ||
+         std::holds_alternative<DiskMigrateCommand>(command);
 }
 
 CommandEnd RunLocalCommand(const Invocation& invocation,

@@ -1,5 +1,5 @@
 // The commands that read the disks of this host themselves, without a daemon:
-// manager list and cleanup, history, prune, upgrade check.
+// manager list and cleanup, history, prune, upgrade check, disk migrate.
 #pragma once
 
 #include "daemon/command_line.h"

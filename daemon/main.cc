@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <variant>
@@ -14,6 +15,7 @@
 #include "daemon/config_check.h"
 #include "daemon/connection.h"
 #include "daemon/data_source.h"
+#include "daemon/detach.h"
 #include "daemon/load_config.h"
 #include "daemon/local_commands.h"
 #include "daemon/serve.h"
@@ -41,7 +43,18 @@ ExitCode RunDaemonCommand(std::string_view program,
     PrintProblem(program, loaded.status().message());
     return ExitCode::kUsage;
   }
-  const base::Status ended = Serve(*loaded);
+  std::optional<Detached> detached;
+  if (command.detach) {
+    auto started = Detached::Start();
+    if (!started.ok()) {
+      PrintProblem(program, started.status().message());
+      return ExitCode::kFailed;
+    }
+    detached = *std::move(started);
+  }
+  const base::Status ended = Serve(*loaded, [&] {
+    if (detached) detached->Serving();
+  });
   if (ended.ok()) return ExitCode::kOk;
   PrintProblem(program, ended.message());
   return ExitCode::kFailed;

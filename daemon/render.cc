@@ -179,6 +179,17 @@ std::string RenderDisks(const v1::ListDisksResponse& disks) {
   return table.Render();
 }
 
+std::string RenderAdopted(const v1::AdoptDiskResponse& adopted, bool dry_run) {
+  Table table({{"DIRECTORY"}, {"NAME"}, {"UUID"}, {"RESULT"}, {"MESSAGE"}});
+  for (const auto& image : adopted.images()) {
+    table.AddRow({image.directory(), image.name(), image.uuid(),
+                  dry_run && image.result() == "adopted" ? "would be adopted"
+                                                         : image.result(),
+                  image.message()});
+  }
+  return table.Render();
+}
+
 std::string RenderHandover(const v1::Handover& handover) {
   if (handover.role().empty()) return "no hand-over goes on\n";
   const auto party = [](const v1::HandoverParty& of) {

@@ -15,6 +15,8 @@ std::string RenderImage(const bim::v1::Image& image);
 std::string RenderDisks(const bim::v1::ListDisksResponse& disks);
 
 // One line a limit.
+std::string RenderAdopted(const bim::v1::AdoptDiskResponse& adopted,
+                          bool dry_run);
 std::string RenderHandover(const bim::v1::Handover& handover);
 std::string RenderHandoverHistory(
     const bim::v1::HandoverHistoryResponse& history);

@@ -143,7 +143,8 @@ handover::Party SelfAt(handover::Party self, const Endpoints& bound) {
 base::Status RunManager(const Config& config, StateDir& state,
                         const handover::Party& self, Listeners listeners,
                         exec::EventLoop& loop, StopSignal& stop_signal,
-                        std::unique_ptr<TakeOver> take_over) {
+                        std::unique_ptr<TakeOver> take_over,
+                        const std::function<void()>& serving) {
   const Endpoints bound = listeners.bound;
   const std::string& manager_id = self.manager_id;
   BIM_ASSIGN_OR_RETURN(
@@ -202,6 +203,7 @@ base::Status RunManager(const Config& config, StateDir& state,
     if (take_over->Finish()) BIM_LOG_INFO("hand-over: the disks are ours");
     take_over.reset();
   }
+  if (serving) serving();
 
   stop_signal.Wait();
   if (!hand_over->handed_over()) {
@@ -227,7 +229,8 @@ base::Status RunManager(const Config& config, StateDir& state,
 
 }  // namespace
 
-base::Status Serve(const EffectiveConfig& effective) {
+base::Status Serve(const EffectiveConfig& effective,
+                   const std::function<void()>& serving) {
   const Config& config = effective.config;
   PrepareProcess();
   BIM_RETURN_IF_ERROR(base::InitLog(config.log_level, config.log_json));
@@ -269,7 +272,7 @@ base::Status Serve(const EffectiveConfig& effective) {
                                 : std::vector<handover::ListeningSocket>()));
   return RunManager(config, state, handover::Self(manager_id, ""),
                     std::move(listeners), loop, stop_signal,
-                    std::move(take_over));
+                    std::move(take_over), serving);
 }
 
 }  // namespace bim::daemon

@@ -1,6 +1,8 @@
 // The daemon: everything wired together, from the configuration to the exit.
 #pragma once
 
+#include <functional>
+
 #include "daemon/load_config.h"
 #include "pkg/base/status.h"
 
@@ -14,6 +16,8 @@ namespace bim::daemon {
 // What fails before it serves is returned: state_dir in use, port in use, and
 // so on. OK after a graceful stop. Call once per process, on the main thread,
 // before any other thread is started.
-base::Status Serve(const EffectiveConfig& effective);
+// `serving`: called when it serves and owns what it took over. May be null.
+base::Status Serve(const EffectiveConfig& effective,
+                   const std::function<void()>& serving);
 
 }  // namespace bim::daemon

@@ -228,6 +228,8 @@ void ToProto(const manager::DiskStatus& disk, v1::Disk* proto) {
   proto->set_total_bytes(disk.total_bytes);
   proto->set_available_bytes(disk.available_bytes);
   proto->set_epoch(disk.epoch);
+  proto->set_format_version(disk.format_version);
+  proto->set_compatible(disk.compatible);
   proto->set_images(disk.images);
 }
 
@@ -283,6 +285,17 @@ void ToProto(std::chrono::system_clock::time_point time,
   proto->set_nanos(static_cast<int32_t>(
       std::chrono::duration_cast<std::chrono::nanoseconds>(since - seconds)
           .count()));
+}
+
+void ToProto(const manager::AdoptedImage& image,
+             v1::AdoptDiskResponse::Image* proto) {
+  proto->set_directory(image.directory);
+  proto->set_name(image.name);
+  proto->set_uuid(image.uuid);
+  proto->set_result(image.known         ? "known"
+                    : image.status.ok() ? "adopted"
+                                        : "broken");
+  proto->set_message(image.status.message());
 }
 
 void ToProto(const handover::Control::Situation& situation,

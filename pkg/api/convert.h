@@ -47,6 +47,8 @@ void ToProto(const manager::Limits& limits, v1::Limits* proto);
 void ToProto(std::chrono::system_clock::time_point time,
              google::protobuf::Timestamp* proto);
 
+void ToProto(const manager::AdoptedImage& image,
+             v1::AdoptDiskResponse::Image* proto);
 void ToProto(const handover::Control::Situation& situation,
              v1::Handover* handover);
 void ToProto(const handover::Control::Event& event, v1::HandoverEvent* proto);

@@ -28,6 +28,7 @@ constexpr size_t kMaxListBytes = 3 << 20;
 constexpr size_t kEventBatch = 32;
 constexpr std::chrono::milliseconds kVerifyInterval{200};
 constexpr std::chrono::milliseconds kHandoverInterval{100};  // of a watch
+constexpr std::chrono::milliseconds kMaxDrain{std::chrono::hours(1)};
 
 // What the services share.
 struct Shared {
@@ -159,6 +160,27 @@ class DiskServiceImpl final : public v1::DiskService::CallbackService {
         [&manager = shared_.manager, disk = request->disk(),
          force = request->force()](v1::RemoveDiskResponse* /*made*/) {
           return manager.RemoveDisk(disk, force);
+        });
+    return reactor;
+  }
+
+  grpc::ServerUnaryReactor* Adopt(grpc::CallbackServerContext* context,
+                                  const v1::AdoptDiskRequest* request,
+                                  v1::AdoptDiskResponse* response) override {
+    base::Status status = Negotiate(*context, shared_.options.versions);
+    if (status.ok()) status = CheckPresent("disk", request->disk());
+    if (!status.ok()) return Reply(context, status);
+    grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+    shared_.blocking.Run<v1::AdoptDiskResponse>(
+        reactor, response,
+        [&manager = shared_.manager, disk = request->disk(),
+         dry_run =
+             request->dry_run()](v1::AdoptDiskResponse* made) -> base::Status {
+          BIM_ASSIGN_OR_RETURN(const auto images, manager.Adopt(disk, dry_run));
+          for (const manager::AdoptedImage& image : images) {
+            ToProto(image, made->add_images());
+          }
+          return base::OkStatus();
         });
     return reactor;
   }
@@ -524,6 +546,31 @@ class HandoverServiceImpl final : public v1::HandoverService::CallbackService {
           for (size_t i = first; i < events.size(); ++i) {
             ToProto(events[i], made->add_events());
           }
+          return base::OkStatus();
+        });
+    return reactor;
+  }
+
+  grpc::ServerUnaryReactor* Drain(grpc::CallbackServerContext* context,
+                                  const v1::DrainRequest* request,
+                                  v1::DrainResponse* response) override {
+    if (base::Status status = Check(*context); !status.ok()) {
+      return Reply(context, status);
+    }
+    grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+    shared_.blocking.Run<v1::DrainResponse>(
+        reactor, response,
+        [&control = *shared_.options.hand_over,
+         request = *request](v1::DrainResponse* made) -> base::Status {
+          if (request.cancel() && !request.dry_run()) {
+            BIM_RETURN_IF_ERROR(control.CancelDrain());
+          } else if (!request.cancel() && !request.dry_run()) {
+            BIM_RETURN_IF_ERROR(control.Drain(std::chrono::milliseconds(
+                std::min<uint64_t>(request.timeout_ms(), kMaxDrain.count()))));
+          }
+          const handover::Control::Work work = control.Running();
+          made->set_draining(work.draining);
+          for (const std::string& line : work.running) made->add_running(line);
           return base::OkStatus();
         });
     return reactor;

@@ -2,6 +2,7 @@
 // disks, whatever this manager is in it.
 #pragma once
 
+#include <chrono>
 #include <string>
 #include <vector>
 
@@ -24,6 +25,15 @@ class Control {
     Status status;
   };
   virtual Situation Now() = 0;
+  // No new work until it is cancelled; waits for what runs, at most so long.
+  // FAILED_PRECONDITION while a hand-over goes on.
+  virtual base::Status Drain(std::chrono::milliseconds at_most) = 0;
+  virtual base::Status CancelDrain() = 0;
+  struct Work {
+    bool draining = false;
+    std::vector<std::string> running;  // a line each
+  };
+  virtual Work Running() = 0;
   struct Event {
     std::string disk;  // its path
     store::HistoryEntry entry;

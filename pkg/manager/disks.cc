@@ -10,6 +10,7 @@
 #include "pkg/base/names.h"
 #include "pkg/manager/disk_list.h"
 #include "pkg/manager/manager_impl.h"
+#include "pkg/meta/version.h"
 #include "pkg/store/parked.h"
 
 namespace bim::manager {
@@ -105,7 +106,19 @@ DiskStatus ManagerImpl::StatusOf(const DiskEntry& entry) {
   status.total_bytes = entry.space.total_bytes;
   status.available_bytes = entry.space.available_bytes;
   status.epoch = entry.epoch;
-  if (!entry.disk) status.handover = entry.fault.handover;
+  if (entry.disk) {
+    status.format_version = entry.disk->format_version();
+    status.compatible = status.format_version < meta::kDiskFormatVersion;
+    if (status.compatible) {
+      status.message = fmt::format(
+          "its layout is of format {}, and stays readable for programs of that "
+          "time, until a confirmed hand-over or \"bim disk migrate\" makes it "
+          "{}",
+          status.format_version, meta::kDiskFormatVersion);
+    }
+  } else {
+    status.handover = entry.fault.handover;
+  }
   for (const auto& [key, image] : images_) {
     if (image.copies.count(entry.expected_uuid) != 0) ++status.images;
   }

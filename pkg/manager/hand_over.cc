@@ -73,6 +73,19 @@ bool ManagerImpl::AwaitIdle(std::chrono::milliseconds at_most) {
                                 [&] { return stopping_ || IsIdle(); });
 }
 
+std::vector<std::string> ManagerImpl::Running() {
+  Lock lock(mutex_);
+  std::vector<std::string> running;
+  for (const auto& [key, image] : images_) {
+    for (const auto& [disk, copy] : image.copies) {
+      if (copy.running == Step::kNone) continue;
+      running.push_back(fmt::format("image {} ({}) on disk {}: {}", key.name,
+                                    key.uuid, disk, CopyStateName(copy.state)));
+    }
+  }
+  return running;
+}
+
 std::vector<std::shared_ptr<store::Disk>> ManagerImpl::OwnedDisks() {
   Lock lock(mutex_);
   std::vector<std::shared_ptr<store::Disk>> disks;

@@ -107,7 +107,7 @@ void ManagerImpl::BeginStop() {
   Lock lock(mutex_);
   if (stopping_) return;
   stopping_ = true;
-  stop_sends_.request_stop();
+  stop_calls_.request_stop();
   for (auto& [key, image] : images_) {
     for (auto& [disk, copy] : image.copies) Cancel(copy);
   }

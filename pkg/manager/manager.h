@@ -146,6 +146,14 @@ class Manager {
   virtual base::Status RemoveDisk(const std::string& uuid_or_path,
                                   bool force) = 0;
 
+  // Makes the images that another manager left on a disk (by uuid or path),
+  // each with a backing.cfg that vouches for it, images of this one, directed
+  // (directed.h), without reading those whose times fit. What is broken is left
+  // alone and told. `dry_run` only looks. Blocks, for as long as it takes to
+  // read those whose times do not fit. NOT_FOUND, UNAVAILABLE: the disk.
+  virtual base::Result<std::vector<AdoptedImage>> Adopt(std::string_view disk,
+                                                        bool dry_run) = 0;
+
   struct Ensured {
     ImageStatus image;
     bool created = false;
@@ -269,6 +277,8 @@ class Manager {
   virtual void Hold(const std::string& why) = 0;
   virtual void Unhold() = 0;
   // Blocks. False: something still ran at the end.
+  // What runs now, a line each.
+  virtual std::vector<std::string> Running() = 0;
   virtual bool AwaitIdle(std::chrono::milliseconds at_most) = 0;
   // Blocks: ends what runs, resumable, and lets go of the disks' locks for
   // good. What is ready is shown and read on, until Stop. False: the work on a

@@ -1,8 +1,9 @@
 // The manager's insides, shared by its source files: manager.cc (the calls of
 // the faces), disks.cc (taking, checking and loading disks), jobs.cc (beginning
 // and ending jobs), work.cc (what they do), uploads.cc (bytes that somebody
-// brings), directed.cc (copies that are directed one by one), tell.cc (the
-// histories of disks) and watch.cc (events). Nobody else includes it.
+// brings), directed.cc (copies that are directed one by one), adopt.cc (what
+// another manager left), tell.cc (the histories of disks) and watch.cc
+// (events). Nobody else includes it.
 //
 // One mutex guards all state; it is never held across I/O. A job runs on a
 // pool thread with what it needs copied out, and comes back through EndJob.
@@ -158,6 +159,9 @@ class ManagerImpl : public Manager {
   base::Result<DiskStatus> AddDisk(const std::string& path,
                                    const std::string& uuid, bool init) override;
   base::Status RemoveDisk(const std::string& uuid_or_path, bool force) override;
+  base::Result<std::vector<AdoptedImage>> Adopt(std::string_view disk,
+                                                bool dry_run) override;
+  std::vector<std::string> Running() override;
   base::Result<Ensured> Ensure(ImageSpec spec) override;
   base::Result<ImageStatus> Get(std::string_view name,
                                 std::string_view uuid) override;
@@ -445,6 +449,9 @@ class ManagerImpl : public Manager {
   // The end of a removal, or why it failed. Takes the lock.
   void EndRemoval(const ImageKey& key, const std::string& disk_uuid,
                   const base::Status& status);
+  // Whether the file of `key` is what Longhorn's cfg says. Blocks.
+  base::Status Vouch(const store::Disk& disk, const ImageKey& key,
+                     const store::LonghornConfig& config);
   // Serialises what is done to one directed copy: waits for its turn.
   class Directing;
   // What is wanted of this copy: the image's spec, with its order.
@@ -510,7 +517,7 @@ class ManagerImpl : public Manager {
   exec::WorkerPool control_;
   exec::WorkerPool receivers_;  // of what is pushed to us
   exec::WorkerPool senders_;
-  std::stop_source stop_sends_;
+  std::stop_source stop_calls_;  // those that move bytes by themselves
 
   // Held while the list of disks is written. Before the manager's mutex.
   std::mutex save_mutex_;

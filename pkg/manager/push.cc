@@ -210,7 +210,7 @@ void ManagerImpl::RunSend(const std::string& to, const ImageKey& key,
                : base::FailedPreconditionError(
                      "the image's file was modified and is not ready");
   };
-  const Status sent = transfer::Push(spec, stop_sends_.get_token());
+  const Status sent = transfer::Push(spec, stop_calls_.get_token());
   if (sent.ok()) {
     BIM_LOG_INFO("image {} ({}): pushed to {}", key.name, key.uuid, to);
   } else {

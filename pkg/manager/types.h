@@ -110,8 +110,19 @@ struct DiskStatus {
   uint64_t available_bytes = 0;
   uint64_t epoch = 0;
   uint32_t images = 0;
+  int64_t format_version = 0;  // of its layout; 0 until owned
+  bool compatible = false;     // that is older than this program's
   // What was agreed about it; of a disk that waits for that.
   std::optional<store::HandoverRecord> handover;
+};
+
+// What a look at one directory of images on a disk has shown.
+struct AdoptedImage {
+  std::string directory;   // its name
+  std::string name, uuid;  // empty: they cannot be told
+  bool known = false;      // to this manager, before
+  // OK: adopted (or would be); else why not. The file is left alone then.
+  base::Status status;
 };
 
 struct VerifyProgress {

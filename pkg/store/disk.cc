@@ -14,6 +14,7 @@
 #include "pkg/base/names.h"
 #include "pkg/meta/version.h"
 #include "pkg/store/managers.h"
+#include "pkg/store/migrate.h"
 
 namespace bim::store {
 namespace {
@@ -252,7 +253,8 @@ Status CheckFormat(const DiskFormat& format) {
     return base::FailedPreconditionError(
         "the disk's format is " + std::to_string(format.version) +
         ", this program needs at least " +
-        std::to_string(meta::kDiskFormatMinVersion));
+        std::to_string(meta::kDiskFormatMinVersion) +
+        ": \"bim disk migrate\" raises it");
   }
   return base::OkStatus();
 }
@@ -465,20 +467,30 @@ std::variant<std::shared_ptr<Disk>, DiskFault> Disk::TryClaim(
     disk->taken_over_ = last->manager_id != record.manager_id ||
                         last->version != record.version || automatic;
   }
+  // Before anything of it is changed.
+  if (fresh) {
+    if (Status kept = KeepMetadata(dir, 0); !kept.ok()) return FaultOf(kept);
+  }
   Status written = dir.ReplaceFile(kOwnerFile, EncodeOwner(record));
   BIM_FAILPOINT("store.claim.owner_written");
   // The format file last: while it is missing the folder is still being made.
   if (written.ok() && fresh) {
-    written = dir.ReplaceFile(kFormatFile,
-                              json{{"version", meta::kDiskFormatVersion},
-                                   {"minVersion", meta::kDiskFormatMinVersion}}
-                                      .dump() +
-                                  "\n");
+    written = WriteFormat(dir);
   }
   if (written.ok() && automatic) written = store::RemoveHandover(dir);
   if (written.ok()) written = dir.MakeDir(kDesiredDir, 0700);
   if (written.ok()) written = dir.MakeDir(kImagesDir, 0755);
   if (!written.ok()) return FaultOf(written);
+  disk->format_version_ = fresh ? meta::kDiskFormatVersion : format->version;
+  if (!fresh && *handover && (**handover).phase == HandoverPhase::kConfirmed) {
+    // The upgrade is confirmed: the disk need not be as old as its last owner.
+    if (const auto migrated = Migrate(dir); migrated.ok()) {
+      disk->format_version_ = migrated->to;
+    } else {
+      BIM_LOG_WARN("disk {} at {}: it stays in format {}: {}", *uuid, path,
+                   format->version, migrated.status().message());
+    }
+  }
   disk->owner_ = owner;
   if (Status kept = WriteManager(dir, {record, ManagerRole::kOwner});
       !kept.ok()) {
@@ -495,6 +507,7 @@ Disk::~Disk() {
 
 void Disk::Release() const {
   if (!owned_ || released_.exchange(true)) return;
+  BIM_FAILPOINT("store.handover.releasing");
   (void)::flock(lock_.get(), LOCK_UN);
 }
 

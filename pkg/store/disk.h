@@ -146,6 +146,9 @@ class Disk {
   const std::string& path() const { return path_; }
   const std::string& uuid() const { return uuid_; }
   uint64_t epoch() const { return epoch_; }
+  // Of its layout, when it was taken. One that is older than this program's is
+  // used as it is (store/migrate.h).
+  int64_t format_version() const { return format_version_; }
   const io::Dir& root() const { return root_; }
   // Who took it, as it was told to Claim; empty for a data source.
   const Owner& owner() const { return owner_; }
@@ -200,6 +203,7 @@ class Disk {
   std::string uuid_;
   Owner owner_;
   uint64_t epoch_ = 0;
+  int64_t format_version_ = 0;
   io::Dir root_;
   dev_t device_ = 0;
   ino_t inode_ = 0;

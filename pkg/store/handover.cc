@@ -3,6 +3,7 @@
 #include <chrono>
 #include <nlohmann/json.hpp>
 
+#include "pkg/base/failpoint.h"
 #include "pkg/base/log.h"
 #include "pkg/store/layout.h"
 
@@ -112,7 +113,10 @@ Status WriteHandover(const io::Dir& root, HandoverRecord record) {
   record.since_ns = std::chrono::duration_cast<std::chrono::nanoseconds>(
                         std::chrono::system_clock::now().time_since_epoch())
                         .count();
-  return root.ReplaceFile(kHandoverFile, EncodeHandover(record));
+  BIM_FAILPOINT("store.handover.writing");
+  BIM_RETURN_IF_ERROR(root.ReplaceFile(kHandoverFile, EncodeHandover(record)));
+  BIM_FAILPOINT("store.handover.written");
+  return base::OkStatus();
 }
 
 Status DecideHandover(const io::Dir& root, const HandoverRecord& record,
@@ -130,6 +134,7 @@ Status DecideHandover(const io::Dir& root, const HandoverRecord& record,
 }
 
 Status RemoveHandover(const io::Dir& root) {
+  BIM_FAILPOINT("store.handover.removing");
   BIM_RETURN_IF_ERROR(root.RemoveFile(kHandoverFile));
   BIM_ASSIGN_OR_RETURN(const io::Dir dir, root.OpenDir(kBimDir));
   return dir.Sync();

@@ -1,16 +1,20 @@
 """systemd/ and container/: what they say is true of the binary."""
 
 import json
+import os
+import re
 import shutil
+import signal
 import socket
+import subprocess
 
 import pytest
 import yaml
 
-from lib.client import ROOT
-from lib.daemon import bim
-from lib.deadline import scaled
-from lib.processes import run
+from lib.client import ROOT, Client
+from lib.daemon import BINARY, bim
+from lib.deadline import scaled, wait_until
+from lib.processes import clean_environment, run
 
 
 def test_type_notify(start_daemon, disk, scratch):
@@ -46,6 +50,52 @@ def test_ready_is_not_said_when_it_fails(start_daemon, scratch):
         with pytest.raises(BlockingIOError):
             while True:
                 assert b"READY=1" not in notify.recv(4096)
+
+
+def test_a_reload_replaces_the_main_process(start_daemon, disk, scratch):
+    """What the unit's ExecReload does: it ends when the successor serves, which
+    tells systemd its process id; the old one is gone with 0, no client is
+    refused."""
+    text = (ROOT / "systemd" / "backing-image-manager.service").read_text()
+    assert "NotifyAccess=all" in text
+    command = re.search(r"^ExecReload=/usr/bin/bim (.*)$", text, re.M)[1].split()
+    daemon = start_daemon([disk])
+    path = scratch / "notify.sock"
+    successor = None
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+        notify.bind(str(path))
+        notify.settimeout(scaled(20))
+        try:
+            # (What it prints is the successor's, which goes on.)
+            with open(scratch / "said", "wb") as file:
+                done = subprocess.run(
+                    [BINARY, *command, "--config", daemon.config_file],
+                    env=clean_environment({"NOTIFY_SOCKET": str(path)}),
+                    stdin=subprocess.DEVNULL, stdout=file, stderr=file,
+                    timeout=scaled(30), check=False)
+            assert done.returncode == 0, (scratch / "said").read_text()
+            said = notify.recv(4096).decode()
+            successor = int(re.search(r"^MAINPID=(\d+)$", said, re.M)[1])
+            assert "READY=1" in said and successor != daemon.pid
+            assert daemon.wait_exit() == 0
+            told = json.loads((daemon.state_dir / "endpoint.json").read_text())
+            assert told["pid"] == successor
+            client = Client(told["api"][0])
+            assert client.disk(disk).state == "ready"
+            client.close()
+        finally:
+            if successor:
+                os.kill(successor, signal.SIGTERM)
+                wait_until(lambda: not os.path.exists(f"/proc/{successor}"),
+                           "the end of the successor")
+
+
+def test_a_reload_that_fails_leaves_the_running_one(start_daemon, disk, scratch):
+    daemon = start_daemon([disk])
+    done = bim("daemon", "--handover=auto", "--detach", "--config", daemon.config_file,
+               "--api-data-listen", "nonsense", cwd=scratch)
+    assert done.returncode == 2, done
+    assert daemon.client.disk(disk).state == "ready"
 
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="no systemd-analyze")

@@ -117,6 +117,16 @@ class FakeManager final : public manager::Manager {
     return manager::DiskStatus{
         .uuid = with_uuid, .path = path, .state = "ready"};
   }
+  base::Result<std::vector<manager::AdoptedImage>> Adopt(
+      std::string_view of, bool dry_run) override {
+    Block();
+    disk = of;
+    flag = dry_run;
+    if (!fail.ok()) return fail;
+    return adopted;
+  }
+  std::vector<manager::AdoptedImage> adopted;
+  std::vector<std::string> Running() override { return {}; }
   base::Status RemoveDisk(const std::string& uuid_or_path,
                           bool force) override {
     Block();

@@ -223,8 +223,8 @@ TEST(ParseCommandLine, MistakesReadWell) {
             "(see bim image --help)");
   EXPECT_EQ(Mistake("nonsense"),
             "bim: unknown command \"nonsense\"; expected daemon, image, disk, "
-            "limits, handover, version, config, manager, history, prune, "
-            "upgrade, completion, data-source, backing-image "
+            "limits, handover, version, config, drain, manager, history, "
+            "prune, upgrade, completion, data-source, backing-image "
             "(see bim --help)");
   EXPECT_EQ(Mistake("image list -o yaml"),
             "bim image list: --output: expected table or json, found \"yaml\" "
@@ -457,7 +457,7 @@ TEST(CompletionScript, ContainsEveryCommandAndOption) {
           }
         };
     check(root, "");
-    EXPECT_EQ(seen, 44) << "commands, groups and the root";
+    EXPECT_EQ(seen, 47) << "commands, groups and the root";
   }
   EXPECT_FALSE(CompletionScript(root, "tcsh").ok());
 }
