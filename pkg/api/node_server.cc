@@ -28,6 +28,7 @@ constexpr size_t kMaxListBytes = 3 << 20;
 constexpr size_t kEventBatch = 32;
 constexpr std::chrono::milliseconds kVerifyInterval{200};
 constexpr std::chrono::milliseconds kHandoverInterval{100};  // of a watch
+constexpr std::chrono::milliseconds kLastAnswers{100};
 constexpr std::chrono::milliseconds kMaxDrain{std::chrono::hours(1)};
 
 // What the services share.
@@ -690,12 +691,11 @@ class NodeServerImpl final : public NodeServer {
     for (const Options::Service& more : shared_.options.services) {
       more.close(start + grace);
     }
-    const auto left =
-        grace - std::chrono::duration_cast<std::chrono::milliseconds>(
-                    std::chrono::steady_clock::now() - start);
-    // The last answers get a moment to leave.
-    server_->Shutdown(std::chrono::system_clock::now() +
-                      std::max(left, std::chrono::milliseconds(50)));
+    // All calls are answered: the last answers get a moment to leave. Not more:
+    // gRPC 1.51 never answers a call that comes in just now, and its caller
+    // goes on elsewhere (to the successor, maybe) only when the connection is
+    // closed.
+    server_->Shutdown(std::chrono::system_clock::now() + kLastAnswers);
     server_->Wait();
     server_.reset();
     connections_.reset();

@@ -270,6 +270,12 @@ class CandidateImpl final : public Candidate {
       events.pop_front();
       const CandidateEffects effects = Step(state_, now);
       if (now == CandidateEvent::kBegun) AnswerAll(begins_, base::OkStatus());
+      if (now == CandidateEvent::kDisconnected) {
+        // (It may have agreed all the same: then that lies on the disks.)
+        AnswerAll(begins_, base::UnavailableError(
+                               "the owner is gone, or does not talk any more, "
+                               "before it agreed: the status tells what is"));
+      }
       if (now == CandidateEvent::kRolledBack ||
           now == CandidateEvent::kFreeRolledBack) {
         BIM_LOG_INFO("hand-over {}: rolled back", id_);

@@ -375,8 +375,8 @@ class ManagerImpl : public Manager {
     ImageKey key;
     std::string message;
   };
-  // Appends to the history of a disk; that it cannot is logged. Blocks, not
-  // locked.
+  // Appends to the history of a disk, and logs it; that it cannot is logged,
+  // too. Blocks, not locked.
   static void Tell(const store::Disk& disk, store::HistoryEvent what,
                    const ImageKey& key, const std::string& message);
   static void TellAll(const std::vector<Happened>& happened);

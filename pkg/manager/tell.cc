@@ -39,6 +39,13 @@ void TellOfDisk(const store::Disk& disk, store::HistoryEntry entry) {
 
 void ManagerImpl::Tell(const store::Disk& disk, store::HistoryEvent what,
                        const ImageKey& key, const std::string& message) {
+  // (That one is ready, or failed, is logged with what it took.)
+  if (what == store::HistoryEvent::kCreated ||
+      what == store::HistoryEvent::kRemoved) {
+    BIM_LOG_INFO("image {} ({}) on disk {}: {}{}{}", key.name, key.uuid,
+                 disk.uuid(), store::HistoryEventName(what),
+                 message.empty() ? "" : ": ", message);
+  }
   store::HistoryEntry entry;
   entry.what = what;
   entry.name = key.name;

@@ -87,19 +87,18 @@ Status KeepMetadata(const io::Dir& root, int64_t format) {
   const std::string part = to + std::string(kPart);
   BIM_RETURN_IF_ERROR(root.MakeDir(kBackupDir, 0700));
   BIM_RETURN_IF_ERROR(root.MakeDir(part, 0700));
-  if (format > 0) {
-    for (const char* file : {kFormatFile, kOwnerFile, kHandoverFile}) {
-      BIM_RETURN_IF_ERROR(KeepLink(
-          root, file, part + std::string(file).substr(sizeof(kBimDir) - 1)));
-    }
-    BIM_RETURN_IF_ERROR(root.MakeDir(part + "/desired", 0700));
-    BIM_ASSIGN_OR_RETURN(const auto desired, NamesIn(root, kDesiredDir));
-    for (const std::string& name : desired) {
-      BIM_RETURN_IF_ERROR(KeepLink(root, std::string(kDesiredDir) + "/" + name,
-                                   part + "/desired/" + name));
-    }
-    BIM_RETURN_IF_ERROR(SyncDir(root, part + "/desired"));
+  for (const char* file : {kFormatFile, kOwnerFile, kHandoverFile}) {
+    BIM_RETURN_IF_ERROR(KeepLink(
+        root, file, part + std::string(file).substr(sizeof(kBimDir) - 1)));
   }
+  BIM_RETURN_IF_ERROR(root.MakeDir(part + "/desired", 0700));
+  BIM_ASSIGN_OR_RETURN(const auto desired, NamesIn(root, kDesiredDir));
+  for (const std::string& name : desired) {
+    if (!name.ends_with(".json")) continue;
+    BIM_RETURN_IF_ERROR(KeepLink(root, std::string(kDesiredDir) + "/" + name,
+                                 part + "/desired/" + name));
+  }
+  BIM_RETURN_IF_ERROR(SyncDir(root, part + "/desired"));
   const std::string images = part + "/" + kImagesDir;
   BIM_RETURN_IF_ERROR(root.MakeDir(images, 0700));
   for (const std::string& name : names) {

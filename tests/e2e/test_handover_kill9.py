@@ -28,11 +28,11 @@ class Pair:
         self.n.client.wait_disk(disk, "owned")
 
     def call(self, daemon, what):
-        """It may fail: who was to answer was killed."""
+        """It may fail, soon: who was to answer was killed."""
         try:
             getattr(daemon.client, f"handover_{what}")()
-        except grpc.RpcError:
-            pass
+        except grpc.RpcError as error:
+            assert error.code() == grpc.StatusCode.UNAVAILABLE, error
 
     def killed(self, daemon):
         assert daemon.wait_exit() == -signal.SIGKILL
@@ -127,6 +127,7 @@ def test_while_it_claims(pair, failpoint):
     p.n.client.wait_handover("ready")
     p.call(p.o, "confirm")
     p.killed(p.n)
+    assert p.o.wait_exit() == 0
     p.n.start()
     p.owns(p.n, p.o)
 
@@ -159,6 +160,7 @@ def test_while_it_is_forgotten(pair):
     p.call(p.n, "begin")
     p.n.client.wait_handover("ready")
     p.call(p.o, "confirm")
+    assert p.o.wait_exit() == 0
     p.owns(p.n, p.o)
     p.n.process.send_signal(signal.SIGTERM)
     p.killed(p.n)

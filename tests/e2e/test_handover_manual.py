@@ -313,3 +313,32 @@ def test_6_2_o_hangs_then_rollback(pair):
     pair.waits(pair.n, "rolled back")
     pair.o.start()
     pair.owns(pair.o)
+
+
+def test_status_is_watched_and_history_is_kept(pair):
+    """At either side, and on the disk for whoever comes later."""
+    watching = [d.client.watch_handover() for d in (pair.o, pair.n)]
+    for watch in watching:
+        watch.wait("steady")
+    pair.begin()
+    watching[0].wait("begun")
+    watching[1].wait("ready")
+    pair.n.client.handover_rollback()
+    pair.n.client.wait_handover("steady")
+    pair.begin()
+    pair.n.client.handover_confirm()
+    pair.owns(pair.n)
+    assert pair.o.wait_exit() == 0
+    for watch in watching:
+        assert watch.close()[0] == "steady"
+    events = pair.n.client.handover_history()
+    told = [e.event for e in events]
+    assert told == ["begun", "rolled-back", "begun", "confirmed", "handed-over",
+                    "taken-over"], told
+    assert events[-1].manager_id == pair.n.client.version_get().manager_id
+    assert events[0].manager_id != events[-1].manager_id
+    assert events[-1].epoch == 2 and all(e.disk == str(pair.disk) for e in events)
+    assert [e.event for e in pair.n.client.handover_history(limit=2)] == told[-2:]
+    # In words, too.
+    said = pair.n.cli("handover", "history", check=0).stdout
+    assert "handed-over" in said and events[-1].manager_id in said

@@ -13,7 +13,7 @@ from lib.processes import run
 
 SERVICES = {
     "bim.v1.VersionService": {"VersionGet"},
-    "bim.v1.DiskService": {"List", "Add", "Remove"},
+    "bim.v1.DiskService": {"List", "Add", "Remove", "Adopt"},
     "bim.v1.ImageService": {"Ensure", "Get", "List", "Watch", "Remove", "Verify"},
     "bim.v1.LimitService": {"Get", "Set"},
     "grpc.health.v1.Health": {"Check", "Watch"},

@@ -9,7 +9,7 @@ import sys
 import tempfile
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
@@ -149,6 +149,31 @@ class Recorder:
         assert not self._thread.is_alive()
 
 
+class HandoverWatch:
+    """The phases of a hand-over as a Watch shows them, on a thread of its own."""
+
+    def __init__(self, handovers):
+        self._phases = []
+        self._stream = handovers.Watch(pb.WatchHandoverRequest())
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    def _read(self):
+        with suppress(grpc.RpcError):
+            for event in self._stream:
+                self._phases.append(event.handover.phase)
+
+    def wait(self, phase):
+        wait_until(lambda: phase in self._phases, lambda: self._phases)
+
+    def close(self):
+        """All phases that were seen."""
+        self._stream.cancel()
+        self._thread.join(timeout=scaled(10))
+        assert not self._thread.is_alive()
+        return self._phases
+
+
 class Client:
     """Calls of a daemon at `target` ("127.0.0.1:PORT" or "unix:/path")."""
 
@@ -268,6 +293,13 @@ class Client:
     def handover_status(self):
         return self.handovers.Status(pb.HandoverStatusRequest(),
                                      timeout=scaled(RPC_DEADLINE)).handover
+
+    def handover_history(self, limit=0):
+        return list(self.handovers.History(
+            pb.HandoverHistoryRequest(limit=limit), timeout=RPC_DEADLINE).events)
+
+    def watch_handover(self):
+        return HandoverWatch(self.handovers)
 
     def wait_handover(self, phase, deadline=15.0):
         last = {}

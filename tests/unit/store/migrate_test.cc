@@ -92,6 +92,7 @@ TEST_F(MigrateTest, OneOfThisVersionIsLeftAlone) {
 
 TEST_F(MigrateTest, AnOlderOneIsRaised) {
   MakeOlder();
+  Write("backing-images/a-u/backing.cfg", "{}");
   const auto plan = PlanMigration(Root());
   ASSERT_TRUE(plan.ok()) << plan.status().ToString();
   EXPECT_EQ(plan->to, meta::kDiskFormatVersion);
