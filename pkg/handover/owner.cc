@@ -271,6 +271,9 @@ class OwnerImpl final : public Owner {
         break;
       }
       case OwnerEffect::kResume:
+        // What was said still arrives; an open connection would keep the file
+        // system of its socket in use.
+        EndLine(partner_);
         partner_ = 0;
         lock.unlock();
         host_.Resume();

@@ -20,11 +20,14 @@ using base::Code;
 using base::Result;
 using base::Status;
 using nlohmann::json;
+using std::chrono::steady_clock;
 using store::DiskFault;
 using store::DiskState;
 
 constexpr uint64_t kChecksPerProbe = 12;
 constexpr std::chrono::seconds kTakeDeadline{30};
+// How long a disk is left to a living manager that lost it.
+constexpr std::chrono::seconds kReturnGrace{30};
 constexpr std::chrono::seconds kReleaseDeadline{5};
 
 bool IsWantedOn(const ImageSpec& spec, const std::string& disk_uuid) {
@@ -308,13 +311,23 @@ bool ManagerImpl::TryDisk(const std::string& path) {
 
 void ManagerImpl::ClaimDisk(const std::string& path,
                             const std::string& expected) {
-  auto claimed =
-      options_.data_source
-          ? store::Disk::OpenForDataSource(path, expected,
-                                           *options_.data_source)
-          : store::Disk::Claim(
-                path, expected,
-                {options_.manager_id, options_.version, options_.endpoint});
+  store::Disk::Owner owner{options_.manager_id, options_.version,
+                           options_.endpoint};
+  {
+    Lock lock(mutex_);
+    const DiskEntry* entry = FindDisk(path);
+    owner.yields = entry == nullptr || !entry->yielding ||
+                   steady_clock::now() < *entry->yielding + kReturnGrace;
+  }
+  auto claimed = options_.data_source
+                     ? store::Disk::OpenForDataSource(path, expected,
+                                                      *options_.data_source)
+                     : store::Disk::Claim(path, expected, owner);
+  if (const auto* found = std::get_if<DiskFault>(&claimed);
+      found != nullptr && found->handover &&
+      DecideAlike(path, *found->handover)) {
+    claimed = store::Disk::Claim(path, expected, owner);
+  }
   std::shared_ptr<store::Disk> disk;
   DiskFault fault;
   if (auto* taken = std::get_if<std::shared_ptr<store::Disk>>(&claimed)) {
@@ -338,6 +351,11 @@ void ManagerImpl::ClaimDisk(const std::string& path,
       disk.reset();
     }
     if (entry == nullptr || stopping_) return;
+    if (!fault.yielded) {
+      entry->yielding.reset();
+    } else if (!entry->yielding) {
+      entry->yielding = steady_clock::now();
+    }
     if (!disk) {
       changed = entry->fault.message != fault.message;
       if (changed) {
@@ -701,8 +719,13 @@ Status ManagerImpl::RemoveDisk(const std::string& uuid_or_path, bool force) {
     }
     // Nobody takes it again meanwhile.
     busy_disks_.insert(path);
-    const std::weak_ptr<store::Disk> released = entry->disk;
+    std::shared_ptr<store::Disk> leaving = std::move(entry->disk);
     entry->disk.reset();
+    const std::weak_ptr<store::Disk> released = leaving;
+    lock.unlock();
+    if (leaving) leaving->Leave();
+    leaving.reset();
+    lock.lock();
     StopUsing(uuid);
     const auto on_disk = [&](const ImageKey&, const std::string& disk) {
       return disk == uuid;
@@ -715,8 +738,8 @@ Status ManagerImpl::RemoveDisk(const std::string& uuid_or_path, bool force) {
     }
     // A check or a retired ingest may hold it, and so its lock, a moment
     // longer.
-    const auto until = std::chrono::steady_clock::now() + kReleaseDeadline;
-    while (!released.expired() && std::chrono::steady_clock::now() < until) {
+    const auto until = steady_clock::now() + kReleaseDeadline;
+    while (!released.expired() && steady_clock::now() < until) {
       jobs_changed_.wait_for(lock, std::chrono::milliseconds(10));
     }
     busy_disks_.erase(path);

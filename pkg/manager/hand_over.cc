@@ -147,6 +147,30 @@ bool ManagerImpl::ReleaseDisks() {
   return all;
 }
 
+bool ManagerImpl::DecideAlike(const std::string& path,
+                              const store::HandoverRecord& undecided) {
+  if (undecided.phase != store::HandoverPhase::kBegun) return false;
+  for (const auto& disk : OwnedDisks()) {
+    const auto decided = store::ReadHandover(disk->root());
+    if (!decided.ok() || !*decided || (**decided).id != undecided.id ||
+        (**decided).phase == store::HandoverPhase::kBegun) {
+      continue;
+    }
+    const auto root = io::Dir::Open(path);
+    if (!root.ok()) return false;
+    const auto lock = store::LockUnowned(*root);
+    if (!lock.ok()) return false;
+    auto record = store::ReadHandover(*root);
+    if (!record.ok() || !*record || (**record).id != undecided.id) return false;
+    (**record).phase = (**decided).phase;
+    const Status put = store::DecideHandover(
+        *root, **record, options_.manager_id, options_.version);
+    if (!put.ok()) BIM_LOG_ERROR("disk at {}: {}", path, put.message());
+    return put.ok();
+  }
+  return false;
+}
+
 Status ManagerImpl::PutHandover(const store::HandoverRecord& record) {
   Status problem = base::UnavailableError("no disk is owned");
   bool any = false;

@@ -155,6 +155,7 @@ void ManagerImpl::Stop() {
     }
   }
   ended.clear();
+  for (const auto& disk : OwnedDisks()) disk->Leave();
   Lock lock(mutex_);
   for (DiskEntry& entry : disks_) {
     entry.disk.reset();

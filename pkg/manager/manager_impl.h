@@ -131,6 +131,8 @@ struct DiskEntry {
   store::DiskFault fault{store::DiskState::kMissing, "not looked at yet"};
   store::Space space;
   uint64_t epoch = 0;
+  // Since when it is left to its last owner.
+  std::optional<std::chrono::steady_clock::time_point> yielding;
 };
 
 // A verification that somebody asked for.
@@ -449,6 +451,10 @@ class ManagerImpl : public Manager {
   // The end of a removal, or why it failed. Takes the lock.
   void EndRemoval(const ImageKey& key, const std::string& disk_uuid,
                   const base::Status& status);
+  // Decides about a disk that was away as was decided about those that were
+  // there: whether it may be claimed again. Blocks.
+  bool DecideAlike(const std::string& path,
+                   const store::HandoverRecord& undecided);
   // Whether the file of `key` is what Longhorn's cfg says. Blocks.
   base::Status Vouch(const store::Disk& disk, const ImageKey& key,
                      const store::LonghornConfig& config);

@@ -30,6 +30,10 @@ constexpr size_t kMaxDesiredFile = 256 * 1024;
 constexpr size_t kMaxReadAhead = 20'000;  // images
 constexpr size_t kMaxReadAheadFile = 8 << 20;
 
+// Of an owner record.
+constexpr char kSteady[] = "steady";
+constexpr char kLeft[] = "left";
+
 std::string ReadProc(const std::string& path) {
   UniqueFd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
   char buffer[1024];
@@ -103,6 +107,12 @@ std::string DescribeHandover(const std::string& uuid, const std::string& path,
          ", ended while handing it over to manager " + record.candidate +
          "; \"bim handover confirm\" gives it to the latter, \"bim handover "
          "rollback\" back to the former";
+}
+
+// Whether another manager lost a disk, without having left it.
+bool MayComeBack(const OwnerRecord& last, const Disk::Owner& owner) {
+  return last.manager_id != owner.manager_id && last.phase != kLeft &&
+         last.pid != ::getpid() && IsAlive(last) == true;
 }
 
 }  // namespace
@@ -449,13 +459,23 @@ std::variant<std::shared_ptr<Disk>, DiskFault> Disk::TryClaim(
                      " cannot be read and its epoch is never guessed (" +
                      last.status().message() + "): restore it");
   }
+  if (owner.yields && last.ok() && !*handover && MayComeBack(*last, owner)) {
+    DiskFault fault = Fault(
+        DiskState::kOwned,
+        "disk " + *uuid + " at " + path + " was lost by " +
+            DescribeOwner(last) +
+            ", which lives and may come back for it; it is taken when that "
+            "process has ended, or in a while");
+    fault.yielded = true;
+    return fault;
+  }
   OwnerRecord record;
   record.manager_id = owner.manager_id;
   record.epoch = last.ok() ? last->epoch + 1 : 1;
   DescribeSelf(record);
   record.version = owner.version;
   record.endpoint = owner.endpoint;
-  record.phase = "steady";
+  record.phase = kSteady;
   record.since_ns = std::chrono::duration_cast<std::chrono::nanoseconds>(
                         std::chrono::system_clock::now().time_since_epoch())
                         .count();
@@ -509,6 +529,14 @@ void Disk::Release() const {
   if (!owned_ || released_.exchange(true)) return;
   BIM_FAILPOINT("store.handover.releasing");
   (void)::flock(lock_.get(), LOCK_UN);
+}
+
+void Disk::Leave() const {
+  if (!owned_ || released_) return;
+  auto owner = ReadOwner(root_);
+  if (!owner.ok() || owner->epoch != epoch_) return;
+  owner->phase = kLeft;
+  (void)root_.ReplaceFile(kOwnerFile, EncodeOwner(*owner));
 }
 
 Status Disk::PutHandover(const HandoverRecord& record) const {

@@ -45,6 +45,7 @@ struct DiskFault {
   std::string message;
   std::string uuid;  // what the disk says it is, when that could be read
   std::optional<HandoverRecord> handover = std::nullopt;  // of kWaiting
+  bool yielded = false;  // of kOwned: see Disk::Owner::yields
 };
 
 // .bim/owner
@@ -59,7 +60,7 @@ struct OwnerRecord {
   int api_version = 0;
   int api_min_version = 0;
   std::string endpoint;
-  std::string phase;  // of a hand-over; "steady"
+  std::string phase;  // "steady"; "left": it let go of the disk by itself
   int64_t since_ns = 0;
 };
 std::string EncodeOwner(const OwnerRecord& owner);
@@ -125,6 +126,10 @@ class Disk {
     std::string manager_id;
     std::string version;
     std::string endpoint;
+    // A disk whose lock is free, but whose last owner lives and did not leave
+    // it by itself, is left to that one: it lost the disk for a moment (an
+    // unmount, say) and may come back for it.
+    bool yields = false;
   };
   // Takes the disk at `path`. With a non-empty `expected_uuid` another
   // identity is kSwapped. Everything that may be wrong with a disk is a fault
@@ -164,6 +169,9 @@ class Disk {
   // reading. From here on CheckOwner says ABORTED, and nothing is written.
   // No work that writes may be under way. Idempotent.
   void Release() const;
+  // Writes down that the owner leaves the disk by itself, to be called before
+  // it lets go of it: nobody need wait for it then. Best effort.
+  void Leave() const;
   bool released() const { return released_; }
 
   // What is agreed about handing it over; see store/handover.h. Durable.
