@@ -38,10 +38,6 @@ bool IsOfTheConnection(int error) {
 
 // Lives on the loop's thread once started; handlers keep it alive.
 struct Acceptor::State : std::enable_shared_from_this<Acceptor::State> {
-  struct Accepted {
-    int fd;
-    ino_t inode;
-  };
   struct Listening {
     Listening(boost::asio::io_context& context, int fd)
         : descriptor(context, fd), timer(context) {}
@@ -95,11 +91,8 @@ struct Acceptor::State : std::enable_shared_from_this<Acceptor::State> {
   bool IsFull(Listening& listening) {
     std::vector<Accepted>& accepted = listening.accepted;
     if (accepted.size() < options.max_connections) return false;
-    std::erase_if(accepted, [](const Accepted& socket) {
-      struct stat info {};
-      return ::fstat(socket.fd, &info) != 0 || !S_ISSOCK(info.st_mode) ||
-             info.st_ino != socket.inode;
-    });
+    std::erase_if(accepted,
+                  [](const Accepted& socket) { return !socket.IsSame(); });
     return accepted.size() >= options.max_connections;
   }
 
@@ -134,17 +127,32 @@ std::vector<base::UniqueFd> Acceptor::Stop() {
   BIM_CHECK(!loop_.InLoop());
   std::promise<std::vector<base::UniqueFd>> stopped;
   std::future<std::vector<base::UniqueFd>> result = stopped.get_future();
-  loop_.Post([state = std::exchange(state_, nullptr), &stopped] {
+  loop_.Post([state = std::exchange(state_, nullptr), &stopped,
+              &accepted = accepted_] {
     state->stopped = true;
     state->on_connection = nullptr;
     std::vector<base::UniqueFd> listeners;
     for (auto& listening : state->listenings) {
       listeners.emplace_back(listening->descriptor.release());
       listening->timer.cancel();
+      accepted.insert(accepted.end(), listening->accepted.begin(),
+                      listening->accepted.end());
     }
     stopped.set_value(std::move(listeners));
   });
   return result.get();
+}
+
+bool Acceptor::Accepted::IsSame() const {
+  struct stat info {};
+  return ::fstat(fd, &info) == 0 && S_ISSOCK(info.st_mode) &&
+         info.st_ino == inode;
+}
+
+void Acceptor::EndAccepted() {
+  for (const Accepted& socket : accepted_) {
+    if (socket.IsSame()) (void)::shutdown(socket.fd, SHUT_RDWR);
+  }
 }
 
 }  // namespace bim::api

@@ -11,6 +11,8 @@
 // Thread-safety: construct, Stop and destroy on one thread, not the loop's.
 #pragma once
 
+#include <sys/types.h>
+
 #include <chrono>
 #include <functional>
 #include <memory>
@@ -45,10 +47,21 @@ class Acceptor {
   // Returns the sockets, still listening; nothing on a second call.
   std::vector<base::UniqueFd> Stop();
 
+  // After Stop, from any one thread: shuts down the accepted connections that
+  // are still open, so that whoever they were given to reads their end.
+  void EndAccepted();
+
  private:
+  struct Accepted {
+    int fd;
+    ino_t inode;
+    // The descriptor is not another's by now.
+    bool IsSame() const;
+  };
   struct State;
   exec::EventLoop& loop_;
   std::shared_ptr<State> state_;
+  std::vector<Accepted> accepted_;  // when it was stopped
 };
 
 }  // namespace bim::api

@@ -9,6 +9,7 @@
 #include <deque>
 #include <mutex>
 #include <string_view>
+#include <thread>
 #include <utility>
 
 #include "bim/v1/node.grpc.pb.h"
@@ -28,7 +29,7 @@ constexpr size_t kMaxListBytes = 3 << 20;
 constexpr size_t kEventBatch = 32;
 constexpr std::chrono::milliseconds kVerifyInterval{200};
 constexpr std::chrono::milliseconds kHandoverInterval{100};  // of a watch
-constexpr std::chrono::milliseconds kLastAnswers{100};
+constexpr std::chrono::milliseconds kLastAnswers{50};
 constexpr std::chrono::milliseconds kMaxDrain{std::chrono::hours(1)};
 
 // What the services share.
@@ -675,7 +676,7 @@ class NodeServerImpl final : public NodeServer {
 
   std::vector<base::UniqueFd> StopAccepting() override {
     if (acceptor_ == nullptr) return {};
-    return std::exchange(acceptor_, nullptr)->Stop();
+    return acceptor_->Stop();
   }
 
   void Shutdown(std::chrono::milliseconds grace) override {
@@ -691,14 +692,17 @@ class NodeServerImpl final : public NodeServer {
     for (const Options::Service& more : shared_.options.services) {
       more.close(start + grace);
     }
-    // All calls are answered: the last answers get a moment to leave. Not more:
-    // gRPC 1.51 never answers a call that comes in just now, and its caller
-    // goes on elsewhere (to the successor, maybe) only when the connection is
-    // closed.
+    // All calls are answered: the last answers get a moment to leave. Then the
+    // connections end, so that a call that comes in just now is UNAVAILABLE, and
+    // its caller goes on elsewhere (at the successor, maybe): gRPC 1.51 would
+    // cancel it, or never answer.
+    std::this_thread::sleep_for(kLastAnswers);
+    acceptor_->EndAccepted();
     server_->Shutdown(std::chrono::system_clock::now() + kLastAnswers);
     server_->Wait();
     server_.reset();
     connections_.reset();
+    acceptor_.reset();
   }
 
  private:

@@ -109,7 +109,11 @@ DiskStatus ManagerImpl::StatusOf(const DiskEntry& entry) {
   status.total_bytes = entry.space.total_bytes;
   status.available_bytes = entry.space.available_bytes;
   status.epoch = entry.epoch;
-  if (entry.disk) {
+  if (entry.disk && released_) {
+    status.state = store::DiskStateName(DiskState::kOwned);
+    status.message =
+        "it was handed over; what is ready is served until the successor does";
+  } else if (entry.disk) {
     status.format_version = entry.disk->format_version();
     status.compatible = status.format_version < meta::kDiskFormatVersion;
     if (status.compatible) {
