@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 
+import handover
 import longhorn
 import transfers
 from common import (GIB, MIB, TOP, Daemon, Nginx, PeakMemory, make_disk,
@@ -221,7 +222,7 @@ def bench_idle(args, work):
 
 CASES = {"download": bench_download, "reflink": bench_reflink,
          "start": bench_start, "memory": bench_memory, "idle": bench_idle,
-         **transfers.CASES, **longhorn.CASES}
+         **transfers.CASES, **longhorn.CASES, **handover.CASES}
 
 
 def machine():

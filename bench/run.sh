@@ -5,7 +5,7 @@
 #   bench/run.sh [--only CASE[,CASE]] [--pairs N] [--dir DIR] [--update-readme]
 #
 # Cases: download, reflink, start, memory, idle; limited, sync, sparse, resume,
-# delta, syncmemory; datasource, push, takeover. DIR (default: a new folder in
+# delta, syncmemory; datasource, push, takeover; handover. DIR (default: a new folder in
 # /var/tmp) needs 30 GiB; reflink needs root, to mount a scratch XFS. With
 # BIM_INCUMBENT=PATH, the binary of Longhorn's own manager, datasource shows its
 # time beside ours, too (as root: it sees its disk as /data).

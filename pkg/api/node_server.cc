@@ -693,9 +693,9 @@ class NodeServerImpl final : public NodeServer {
       more.close(start + grace);
     }
     // All calls are answered: the last answers get a moment to leave. Then the
-    // connections end, so that a call that comes in just now is UNAVAILABLE, and
-    // its caller goes on elsewhere (at the successor, maybe): gRPC 1.51 would
-    // cancel it, or never answer.
+    // connections end, so that a call that comes in just now is UNAVAILABLE,
+    // and its caller goes on elsewhere (at the successor, maybe): gRPC 1.51
+    // would cancel it, or never answer.
     std::this_thread::sleep_for(kLastAnswers);
     acceptor_->EndAccepted();
     server_->Shutdown(std::chrono::system_clock::now() + kLastAnswers);
