@@ -47,6 +47,16 @@ std::string DamagedChunks(const store::Disk& disk,
          std::to_string(first * found.chunk_size);
 }
 
+// Of a manager that has no way to other nodes.
+class NoPeers final : public transfer::PeerResolver {
+ public:
+  Result<transfer::PeerInfo> Resolve(const std::string& address,
+                                     std::chrono::milliseconds /*timeout*/,
+                                     std::stop_token /*stop*/) override {
+    return base::UnavailableError("this manager cannot ask peer " + address);
+  }
+};
+
 }  // namespace
 
 std::string ManagerImpl::ExpectedChecksum(const ImageSpec& spec) {
@@ -775,13 +785,15 @@ ManagerImpl::JobEnd ManagerImpl::Repair(const Job& job) {
   }
   // Ours is the manifest that counts.
   found.manifest = reference;
+  NoPeers nobody;
   spec.before_commit = [&job] {
     return store::KeepDamaged(*job.disk, job.key);
   };
-  end = EndPull(job, std::move(end),
-                transfer::PullFromPeers(
-                    *options_.peers, peer_book_, found, *end.ingest, spec,
-                    options_.transfer, [] {}, job.stop));
+  end =
+      EndPull(job, std::move(end),
+              transfer::PullFromPeers(
+                  options_.peers ? *options_.peers : nobody, peer_book_, found,
+                  *end.ingest, spec, options_.transfer, [] {}, job.stop));
   if (end.record) {
     BIM_LOG_WARN(
         "image {} ({}) on disk {}: repaired, {} of {} chunks were damaged; the "
