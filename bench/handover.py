@@ -55,56 +55,66 @@ def handed_over(old, new):
     return took
 
 
-def longest_wait(address, replace):
-    """The longest time that a client, which connects anew for each call and tries
-    again at once when it is refused, waits for an answer while replace() runs."""
-    done, waits = threading.Event(), []
+def new_channel(address):
+    """One with connections of its own."""
+    return grpc.insecure_channel(address, [("grpc.use_local_subchannel_pool", 1)])
 
-    def ask():
-        while not done.is_set():
+
+def longest_wait(address, replace):
+    """(The longest, the usual) time that a client waits for an answer while
+    replace() runs, of one that stays connected and one that connects anew for each
+    call; both try again at once when a call fails."""
+    done, waits = threading.Event(), {True: [], False: []}
+
+    def ask(anew):
+        client = grpc_call.Client(address)
+        client.channel = new_channel(address)
+        while not done.wait(0.003):  # a client's pace
             begin = time.monotonic()
             while True:
+                if anew:
+                    client.channel.close()
+                    client.channel = new_channel(address)
                 with contextlib.suppress(grpc.RpcError):
-                    client = grpc_call.Client(address)
                     list(client.call("bim.v1.ImageService", "List",
                                      '{"page_size":1}', timeout=10))
                     break
-            waits.append(time.monotonic() - begin)
+            waits[anew].append(time.monotonic() - begin)
+        client.channel.close()
 
-    client = threading.Thread(target=ask)
-    client.start()
-    time.sleep(0.3)  # so long it measures what is usual
-    before = len(waits)
-    replace()
-    time.sleep(0.3)
-    done.set()
-    client.join()
-    return max(waits[before - 1:]), statistics.median(waits)
+    clients = [threading.Thread(target=ask, args=(anew,)) for anew in waits]
+    for client in clients:
+        client.start()
+    time.sleep(0.5)  # so long it measures what is usual
+    before = {anew: len(seen) for anew, seen in waits.items()}
+    try:
+        replace()
+        time.sleep(0.5)
+    finally:
+        done.set()
+        for client in clients:
+            client.join()
+    return (max(max(seen[before[anew]:]) for anew, seen in waits.items()),
+            max(statistics.median(seen) for seen in waits.values()))
 
 
 def bench_handover(args, work):
     daemon, disk, extra = filled(args, work)
     turns, waits, usual, crashes, read = [], [], [], [], []
-    config = daemon.config
     for i in range(args.pairs):
         settle()
         new = Daemon(args.binary, work / f"next{i}", [disk], extra)
         turns.append(handed_over(daemon, new))
         read.append(await_ready(new, time.monotonic())[1])
         daemon = new
-        config = daemon.config
         settle()
 
         def replace():
-            daemon.old = daemon.process
-            endpoint = daemon.folder / "state" / "endpoint.json"
-            endpoint.unlink()
+            old = daemon.process
             daemon.process = subprocess.Popen(
-                [daemon.binary, "daemon", "--config", str(config),
+                [daemon.binary, "daemon", "--config", str(daemon.config),
                  "--handover=auto"])
-            while not endpoint.exists():
-                time.sleep(0.005)
-            if daemon.old.wait(60) != 0:
+            if old.wait(60) != 0:
                 raise SystemExit("the old daemon did not end cleanly")
 
         longest, median = longest_wait(daemon.address, replace)
@@ -114,7 +124,7 @@ def bench_handover(args, work):
         daemon.process.kill()
         daemon.process.wait()
         begin = time.monotonic()
-        daemon.start()
+        daemon = Daemon(args.binary, work / f"after{i}", [disk], extra)
         took, count = await_ready(daemon, begin)
         crashes.append(took)
         read.append(count)

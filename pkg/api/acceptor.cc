@@ -149,6 +149,17 @@ bool Acceptor::Accepted::IsSame() const {
          info.st_ino == inode;
 }
 
+void Acceptor::SendGoAway() {
+  // Length 8, type 7, no flags, stream 0; any stream is still taken, no error.
+  constexpr unsigned char kFrame[] = {0,    0,    8,    7,    0, 0, 0, 0, 0,
+                                      0x7f, 0xff, 0xff, 0xff, 0, 0, 0, 0};
+  for (const Accepted& socket : accepted_) {
+    if (!socket.IsSame()) continue;
+    (void)!::send(socket.fd, kFrame, sizeof(kFrame),
+                  MSG_DONTWAIT | MSG_NOSIGNAL);
+  }
+}
+
 void Acceptor::EndAccepted() {
   for (const Accepted& socket : accepted_) {
     if (socket.IsSame()) (void)::shutdown(socket.fd, SHUT_RDWR);

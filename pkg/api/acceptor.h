@@ -47,6 +47,10 @@ class Acceptor {
   // Returns the sockets, still listening; nothing on a second call.
   std::vector<base::UniqueFd> Stop();
 
+  // After Stop, from any one thread: tells the callers behind the accepted
+  // connections to make their next calls elsewhere (HTTP/2's GOAWAY); what they
+  // asked is still answered. To be called when nothing is being written.
+  void SendGoAway();
   // After Stop, from any one thread: shuts down the accepted connections that
   // are still open, so that whoever they were given to reads their end.
   void EndAccepted();

@@ -692,11 +692,15 @@ class NodeServerImpl final : public NodeServer {
     for (const Options::Service& more : shared_.options.services) {
       more.close(start + grace);
     }
-    // All calls are answered: the last answers get a moment to leave. Then the
-    // connections end, so that a call that comes in just now is UNAVAILABLE,
-    // and its caller goes on elsewhere (at the successor, maybe): gRPC 1.51
-    // would cancel it, or never answer.
+    // All calls are answered: the last answers get a moment to leave. Then
+    // callers are told to go on elsewhere (gRPC's own way to say so comes when
+    // it takes no calls any more, too late), and connections end, so that a
+    // call that comes in just now is UNAVAILABLE, and its caller goes on
+    // elsewhere (at the successor, maybe): gRPC 1.51 would cancel it, or never
+    // answer.
     std::this_thread::sleep_for(kLastAnswers);
+    acceptor_->SendGoAway();
+    std::this_thread::sleep_for(2 * kLastAnswers);
     acceptor_->EndAccepted();
     server_->Shutdown(std::chrono::system_clock::now() + kLastAnswers);
     server_->Wait();
