@@ -149,14 +149,15 @@ bool Acceptor::Accepted::IsSame() const {
          info.st_ino == inode;
 }
 
-void Acceptor::SendGoAway() {
-  // Length 8, type 7, no flags, stream 0; any stream is still taken, no error.
-  constexpr unsigned char kFrame[] = {0,    0,    8,    7,    0, 0, 0, 0, 0,
-                                      0x7f, 0xff, 0xff, 0xff, 0, 0, 0, 0};
+void Acceptor::SendGoAway(uint32_t last_stream) {
+  // Length 8, type 7, no flags, of stream 0; the last stream; no error.
+  unsigned char frame[] = {0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0};
+  for (int i = 0; i < 4; ++i) {
+    frame[9 + i] = static_cast<unsigned char>(last_stream >> (24 - 8 * i));
+  }
   for (const Accepted& socket : accepted_) {
     if (!socket.IsSame()) continue;
-    (void)!::send(socket.fd, kFrame, sizeof(kFrame),
-                  MSG_DONTWAIT | MSG_NOSIGNAL);
+    (void)!::send(socket.fd, frame, sizeof(frame), MSG_DONTWAIT | MSG_NOSIGNAL);
   }
 }
 

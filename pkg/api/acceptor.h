@@ -48,9 +48,11 @@ class Acceptor {
   std::vector<base::UniqueFd> Stop();
 
   // After Stop, from any one thread: tells the callers behind the accepted
-  // connections to make their next calls elsewhere (HTTP/2's GOAWAY); what they
-  // asked is still answered. To be called when nothing is being written.
-  void SendGoAway();
+  // connections to make their next calls elsewhere (HTTP/2's GOAWAY). Calls
+  // with stream numbers above `last_stream` are theirs to make again. To be
+  // called when nothing is being written.
+  static constexpr uint32_t kAnyStream = 0x7fffffff;
+  void SendGoAway(uint32_t last_stream);
   // After Stop, from any one thread: shuts down the accepted connections that
   // are still open, so that whoever they were given to reads their end.
   void EndAccepted();

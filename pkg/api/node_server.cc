@@ -699,8 +699,9 @@ class NodeServerImpl final : public NodeServer {
     // elsewhere (at the successor, maybe): gRPC 1.51 would cancel it, or never
     // answer.
     std::this_thread::sleep_for(kLastAnswers);
-    acceptor_->SendGoAway();
+    acceptor_->SendGoAway(Acceptor::kAnyStream);
     std::this_thread::sleep_for(2 * kLastAnswers);
+    acceptor_->SendGoAway(0);
     acceptor_->EndAccepted();
     server_->Shutdown(std::chrono::system_clock::now() + kLastAnswers);
     server_->Wait();
