@@ -328,7 +328,19 @@ Exchange::Clock::time_point Exchange::CheckPace(Clock::time_point now) {
 }
 
 std::string Exchange::CurlText(CURLcode code) const {
-  return error_text_[0] != '\0' ? error_text_ : curl_easy_strerror(code);
+  std::string text =
+      error_text_[0] != '\0' ? error_text_ : curl_easy_strerror(code);
+  constexpr std::string_view kAfter = " after ";
+  const size_t at = text.find(kAfter);
+  if (at == std::string::npos) return text;
+  const size_t unit = text.find_first_not_of("0123456789", at + kAfter.size());
+  for (const std::string_view name : {" milliseconds", " ms"}) {
+    if (unit != std::string::npos &&
+        text.compare(unit, name.size(), name) == 0) {
+      return text.erase(at, unit + name.size() - at);
+    }
+  }
+  return text;
 }
 
 // The transfer ended by itself: by the server's close, or by an error.

@@ -153,6 +153,8 @@ class Exchange {
   Clock::time_point CheckDeadlines(Clock::time_point now);
   Clock::time_point CheckPace(Clock::time_point now);
   void Conclude(CURLcode code);
+  // What curl says, but for how long it took: the same failure is told in the
+  // same words each time, so that callers can see that it is the same.
   std::string CurlText(CURLcode code) const;
   std::string SoFar() const;
 

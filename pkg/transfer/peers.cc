@@ -194,6 +194,12 @@ class PeerLanes : public LaneSources {
     if (!state.peer) return others ? Next::kEnd : Next::kFail;
     const size_t failed = *state.peer;
     const bool busy = outcome.retry_after.has_value();
+    // A daemon that is replaced ends its connections, and its successor listens
+    // at the same address.
+    if (!busy && outcome.status.code() == Code::kUnavailable &&
+        !std::exchange(state.asked_again, true)) {
+      return Next::kAgain;
+    }
     if (!busy) {
       GiveUp(failed, outcome.status);
       Leave(state);
@@ -222,6 +228,7 @@ class PeerLanes : public LaneSources {
     std::lock_guard lock(mutex_);
     last_bytes_ = PeerBook::Clock::now();
     if (bytes == 0 || !lanes_[lane].peer) return;
+    lanes_[lane].asked_again = false;
     PeerState& peer = peers_[*lanes_[lane].peer];
     if (!peer.proven) book_.Forgive(peer.peer.address);
     peer.proven = true;
@@ -267,6 +274,7 @@ class PeerLanes : public LaneSources {
   struct LaneState {
     std::optional<size_t> peer;
     std::unique_ptr<PeerSource> source;
+    bool asked_again = false;  // at once, since it gave something
   };
 
   // The peer for a lane: the one it has, else that with the fewest lanes, in
@@ -291,6 +299,7 @@ class PeerLanes : public LaneSources {
     if (state.peer) --peers_[*state.peer].lanes;
     state.peer.reset();
     state.source.reset();
+    state.asked_again = false;
   }
   Source* Connect(LaneState& state) {
     state.source = std::make_unique<PeerSource>(

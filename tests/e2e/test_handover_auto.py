@@ -9,7 +9,7 @@ import pytest
 
 from lib import images
 from lib.client import Client
-from lib.deadline import scaled, wait_until
+from lib.deadline import SLOWDOWN, scaled, wait_until
 from lib.images import MIB
 
 DATA = images.random_bytes(3 * MIB, 1)
@@ -22,6 +22,14 @@ def old(start_daemon, disk, files):
     daemon.client.ensure("a", f"file://{files}/a", uuid="u-a")
     daemon.client.wait_ready("a")
     return daemon
+
+
+def successor(start_daemon, old, disk):
+    """The same addresses, the same state directory: the sockets go over."""
+    new = start_daemon([disk], old.config, run=False)
+    new.state_dir, new.socket = old.state_dir, old.socket
+    new.config = {**old.config, "handover": {**old.config["handover"], "mode": "auto"}}
+    return new.start()
 
 
 def test_the_disks_change_hands(old, start_daemon, disk):
@@ -39,8 +47,7 @@ def test_the_disks_change_hands(old, start_daemon, disk):
 
 
 def test_with_one_configuration_no_client_is_refused(old, start_daemon, disk):
-    """The same addresses, the same state directory: the sockets go over."""
-    config, address = old.config, old.address
+    address = old.address
     stop = threading.Event()
     answers, errors = [], []
 
@@ -58,10 +65,7 @@ def test_with_one_configuration_no_client_is_refused(old, start_daemon, disk):
     caller.start()
     try:
         wait_until(lambda: len(answers) > 3, "a first answer")
-        new = start_daemon([disk], config, run=False)
-        new.state_dir, new.socket = old.state_dir, old.socket
-        new.config = {**config, "handover": {**config["handover"], "mode": "auto"}}
-        new.start()
+        new = successor(start_daemon, old, disk)
         assert old.wait_exit() == 0
         count = len(answers)
         wait_until(lambda: len(answers) > count + 5, "answers of the new one")
@@ -71,3 +75,27 @@ def test_with_one_configuration_no_client_is_refused(old, start_daemon, disk):
     assert not errors, errors[0]
     assert set(answers) == {"ready"}
     assert new.endpoint["api"] == old.endpoint["api"]
+
+
+@pytest.mark.parametrize("connections", [1, 4])
+def test_a_sync_that_it_serves_goes_on_at_the_successor(old, start_daemon, disk, disks, files,
+                                                        connections):
+    size = 24 * MIB
+    content = images.random_bytes(size, 2)
+    (files / "b").write_bytes(content)
+    old.client.ensure("b", f"file://{files}/b", uuid="u-b")
+    old.client.wait_ready("b")
+    receiver = start_daemon([disks.directory("receiver")],
+                            {"limits": {"download_rate": int(8 * MIB / SLOWDOWN)},
+                             "peers": {"connections": connections}})
+    receiver.client.ensure("b", uuid="u-b", peers=[old.address])
+    receiver.client.wait_image("b", lambda i: i.copies[0].progress >= 20, "a part of it")
+    successor(start_daemon, old, disk)
+    assert old.wait_exit() == 0
+    assert receiver.client.get("b").state == "in-progress", "it went too quickly"
+    ready = receiver.client.wait_ready("b").copies[0]
+    assert ready.attempts == 0
+    assert ready.wire_bytes < size + connections * 4 * MIB
+    # It was not even given up for a moment.
+    assert "not asked for image" not in receiver.log()
+    assert "trying again" not in receiver.log()

@@ -18,21 +18,18 @@
 
 #include "pkg/base/status.h"
 #include "pkg/compress/decoder.h"
+#include "tests/unit/bytes.h"
 #include "tests/unit/expect_ok.h"
 
 namespace bim::compress::test {
+
+using bim::test::RandomBytes;
+using bim::test::ReadAll;
 
 inline constexpr uint64_t kNoLimit = ~uint64_t{0};
 
 inline std::span<const std::byte> AsBytes(std::string_view text) {
   return std::as_bytes(std::span(text.data(), text.size()));
-}
-
-inline std::string RandomBytes(size_t size, uint32_t seed) {
-  std::mt19937 random(seed);
-  std::string out(size, '\0');
-  for (char& c : out) c = static_cast<char>(random());
-  return out;
 }
 
 // Some text, some noise, some zeros: compresses like an image.
@@ -91,11 +88,6 @@ inline Decoded DecodeAll(Encoding encoding, std::string_view data, size_t piece,
   EXPECT_EQ(decoder->decoded_bytes(), out.bytes.size());
   EXPECT_LE(out.bytes.size(), max_output);
   return out;
-}
-
-inline std::string ReadAll(const std::string& path) {
-  std::ifstream in(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(in), {}};
 }
 
 // A directory that goes away, to run the command line tools in.

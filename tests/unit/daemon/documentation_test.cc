@@ -4,15 +4,15 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <fstream>
+#include <filesystem>
 #include <functional>
-#include <iterator>
 
 #include "daemon/command_line.h"
 #include "daemon/config_file.h"
 #include "daemon/exit_code.h"
 #include "daemon/load_config.h"
 #include "daemon/settings.h"
+#include "tests/unit/bytes.h"
 
 namespace bim::daemon {
 namespace {
@@ -20,9 +20,8 @@ namespace {
 // A file of the source tree.
 std::string ReadSource(const std::string& relative) {
   const std::string path = std::string(BIM_SOURCE_DIR) + "/" + relative;
-  std::ifstream in(path);
-  EXPECT_TRUE(in.good()) << path;
-  return {std::istreambuf_iterator<char>(in), {}};
+  EXPECT_TRUE(std::filesystem::exists(path)) << path;
+  return test::ReadAll(path);
 }
 
 std::string RowOf(const Setting& setting) {

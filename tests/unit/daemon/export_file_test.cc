@@ -8,14 +8,13 @@
 
 #include <cstdlib>
 #include <filesystem>
-#include <fstream>
-#include <iterator>
 #include <string>
 #include <thread>
 
 #include "pkg/api/listener.h"
 #include "pkg/compress/encoder.h"
 #include "pkg/hash/hasher.h"
+#include "tests/unit/bytes.h"
 
 namespace bim::daemon {
 namespace {
@@ -62,10 +61,7 @@ class ExportTest : public testing::Test {
         hasher.Finish(), image_.size(), {.file = file(), .zstd = zstd},
         [this](uint64_t bytes) { progress_ = bytes; }, {});
   }
-  std::string Written() const {
-    std::ifstream in(file(), std::ios::binary);
-    return {std::istreambuf_iterator<char>(in), {}};
-  }
+  std::string Written() const { return test::ReadAll(file()); }
   bool Left() const {
     return std::filesystem::exists(file()) ||
            std::filesystem::exists(file() + ".part");

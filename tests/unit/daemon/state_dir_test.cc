@@ -8,7 +8,8 @@
 
 #include <filesystem>
 #include <fstream>
-#include <iterator>
+
+#include "tests/unit/bytes.h"
 
 namespace bim::daemon {
 namespace {
@@ -24,8 +25,7 @@ class StateDirTest : public testing::Test {
   ~StateDirTest() override { std::filesystem::remove_all(root_); }
 
   std::string Read(const std::string& name) const {
-    std::ifstream in(path() + "/" + name);
-    return {std::istreambuf_iterator<char>(in), {}};
+    return test::ReadAll(path() + "/" + name);
   }
   std::string path() const { return root_ + "/a/state"; }
 

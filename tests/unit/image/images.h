@@ -11,13 +11,13 @@
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
-#include <fstream>
 #include <span>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "pkg/image/probe.h"
+#include "tests/unit/bytes.h"
 
 namespace bim::image {
 
@@ -145,9 +145,8 @@ class ToolTest : public testing::Test {
   std::string Path(const std::string& name) { return folder_ + "/" + name; }
 
   std::string Read(const std::string& name) {
-    std::ifstream in(Path(name), std::ios::binary);
-    EXPECT_TRUE(in) << name;
-    return {std::istreambuf_iterator<char>(in), {}};
+    EXPECT_TRUE(std::filesystem::exists(Path(name))) << name;
+    return test::ReadAll(Path(name));
   }
 
  private:

@@ -8,6 +8,8 @@
 #include <fstream>
 #include <set>
 
+#include "tests/unit/bytes.h"
+
 namespace bim::io {
 namespace {
 
@@ -32,8 +34,7 @@ class DirTest : public ::testing::Test {
     std::ofstream(top_ / path, std::ios::binary) << text;
   }
   std::string Read(const std::string& path) {
-    std::ifstream in(top_ / path, std::ios::binary);
-    return {std::istreambuf_iterator<char>(in), {}};
+    return test::ReadAll(top_ / path);
   }
   mode_t Mode(const std::string& path) {
     struct stat st = {};

@@ -7,6 +7,7 @@
 #include <sys/wait.h>
 
 #include <algorithm>
+#include <random>
 
 #include "pkg/store/ingest.h"
 #include "tests/unit/store/scratch.h"

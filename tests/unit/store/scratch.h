@@ -11,7 +11,6 @@
 #include <filesystem>
 #include <fstream>
 #include <memory>
-#include <random>
 #include <span>
 #include <string>
 #include <string_view>
@@ -23,6 +22,7 @@
 #include "pkg/io/dir.h"
 #include "pkg/store/disk.h"
 #include "pkg/store/layout.h"
+#include "tests/unit/bytes.h"
 #include "tests/unit/expect_ok.h"
 
 namespace bim::test {
@@ -56,18 +56,6 @@ class TempDir {
   std::string path_;
 };
 
-inline std::string RandomBytes(size_t size, uint32_t seed) {
-  std::mt19937_64 random(seed);
-  std::string out(size, '\0');
-  for (size_t i = 0; i < size; i += 8) {
-    const uint64_t word = random();
-    for (size_t j = 0; j < 8 && i + j < size; ++j) {
-      out[i + j] = static_cast<char>(word >> (8 * j));
-    }
-  }
-  return out;
-}
-
 inline std::span<const std::byte> AsBytes(std::string_view text) {
   return std::as_bytes(std::span(text.data(), text.size()));
 }
@@ -90,14 +78,6 @@ inline base::Digest Sha256(std::string_view text) {
   return EvpDigest(base::DigestAlgorithm::kSha256, text);
 }
 
-inline std::string ReadAll(const std::string& path) {
-  std::ifstream in(path, std::ios::binary | std::ios::ate);
-  if (!in) return "";
-  std::string content(static_cast<size_t>(in.tellg()), '\0');
-  in.seekg(0);
-  in.read(content.data(), static_cast<std::streamsize>(content.size()));
-  return content;
-}
 inline void WriteAll(const std::string& path, std::string_view content) {
   std::ofstream out(path, std::ios::binary | std::ios::trunc);
   out.write(content.data(), static_cast<std::streamsize>(content.size()));

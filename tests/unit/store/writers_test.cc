@@ -10,6 +10,7 @@
 #include <atomic>
 #include <cstring>
 #include <mutex>
+#include <random>
 #include <thread>
 
 #include "pkg/store/ingest.h"
@@ -23,6 +24,7 @@ using base::Code;
 using base::Status;
 using test::AsBytes;
 using test::Exists;
+using test::RandomBytes;
 using test::ReadAll;
 using test::ScratchDisk;
 using test::Sha256;
@@ -34,19 +36,6 @@ constexpr uint64_t kKiB = 1024;
 constexpr uint64_t kMiB = 1024 * 1024;
 constexpr uint64_t kChunk = kMinChunkSize;
 constexpr uint64_t kBigChunk = 4 * kMiB;
-
-// These are quick under a sanitizer, too.
-std::string RandomBytes(size_t size, uint64_t seed) {
-  std::string out(size, '\0');
-  uint64_t state = (seed + 1) * 0x9e3779b97f4a7c15;
-  for (size_t at = 0; at < size; at += 8) {
-    state ^= state << 13;
-    state ^= state >> 7;
-    state ^= state << 17;
-    std::memcpy(out.data() + at, &state, std::min<size_t>(8, size - at));
-  }
-  return out;
-}
 
 bool AllZero(std::string_view text) {
   return text.empty() ||

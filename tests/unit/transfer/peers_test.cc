@@ -72,6 +72,20 @@ store::ImageRecord RecordOf(std::string_view content) {
 }
 
 // A daemon that has one image.
+// A body whose connection ends in the middle.
+class HalfBody : public http::BodyMaker {
+ public:
+  explicit HalfBody(std::string body)
+      : half_(body.substr(0, body.size() / 2)) {}
+  Result<std::string> Next() override {
+    if (half_.empty()) return base::UnavailableError("over");
+    return std::exchange(half_, {});
+  }
+
+ private:
+  std::string half_;
+};
+
 class FakePeer {
  public:
   explicit FakePeer(const std::string& content)
@@ -114,6 +128,7 @@ class FakePeer {
   std::string extents_type = kExtentsType;
   milliseconds delay{0};  // of each answer
   std::atomic<bool> busy{false};
+  std::atomic<int> cuts{0};  // so many answers end in the middle
   std::atomic<int> manifests{0};
   std::atomic<int> extents{0};
   std::atomic<uint64_t> given{0};
@@ -181,7 +196,11 @@ class FakePeer {
       }
     }
     response.content_type = extents_type;
-    response.body = std::move(body);
+    if (cuts.fetch_sub(1) > 0) {
+      response.maker = std::make_unique<HalfBody>(body);
+    } else {
+      response.body = std::move(body);
+    }
     return response;
   }
   void Stall() {
@@ -610,6 +629,26 @@ TEST_F(PeersTest, AllAreBadAndEachIsNamed) {
   EXPECT_THAT(message, HasSubstr("gone:1: cannot be reached"));
   // What came is kept, and another one gives the rest.
   AddPeer("good:1");
+  ExpectPublished(Run(All()));
+}
+
+TEST_F(PeersTest, AConnectionThatEndsIsMadeAgainOnce) {
+  FakePeer& peer = AddPeer("replaced:1");
+  peer.cuts = 1;
+  ExpectPublished(Run(All()));
+  EXPECT_FALSE(FaultOf("replaced:1"));
+  Again();
+
+  peer.cuts = 1000;
+  peer.extents = 0;
+  const PullResult result = Run(All());
+  ExpectFailed(result, Failure::kTransient);
+  EXPECT_THAT(std::string(result.outcome.status.message()),
+              HasSubstr("the body ended early"));
+  EXPECT_GE(peer.extents, 2);
+  EXPECT_LE(peer.extents, 2 * static_cast<int>(spec_.pull.connections));
+  EXPECT_EQ(FaultOf("replaced:1"), Fault::kSoft);
+  peer.cuts = 0;
   ExpectPublished(Run(All()));
 }
 
