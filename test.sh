@@ -56,6 +56,6 @@ if [ "$preset" != tsan ]; then
   echo "== end-to-end tests"
   export BIM_BINARY=$PWD/build/$preset/bim
   [ "$preset" = dev ] || [ "$long" = 1 ] || export BIM_TEST_SAMPLE=4
-  # Most tests wait for something: five at a time keep two cores busy.
-  BIM_TEST_LONG=$long /usr/bin/python3 -m pytest -q -n 5 --dist loadfile tests/e2e "$@"
+  # Most tests wait for something: eight at a time keep two cores busy.
+  BIM_TEST_LONG=$long /usr/bin/python3 -m pytest -q -n 8 --dist loadgroup tests/e2e "$@"
 fi

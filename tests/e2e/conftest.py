@@ -45,6 +45,7 @@ def sampled(config, items):
 def pytest_collection_modifyitems(config, items):
     if SAMPLE > 1:
         sampled(config, items)
+    items.sort(key=lambda item: item.get_closest_marker("waits") is None)
     for item in items:
         marker = item.get_closest_marker("timeout")
         seconds = marker.args[0] if marker else 120

@@ -251,6 +251,7 @@ def test_two_liars_that_differ_and_a_good_one(start_daemon, start_peer, fake_pee
 # ------------------------------------------------------------------ silence
 
 
+@pytest.mark.waits
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("silence", ["stops in a body", "never answers",
                                      "never tells its manifest", "never says hello"])
@@ -285,6 +286,7 @@ def test_silence(start_daemon, start_peer, fake_peer, disks, silence):
             bare.close()
 
 
+@pytest.mark.waits
 @pytest.mark.timeout(180)
 def test_a_peer_that_drips(start_daemon, start_peer, fake_peer, origin, disks):
     """Never silent for long, never done: others must take over."""

@@ -209,6 +209,7 @@ def bombs(tmp_path_factory):
     return made
 
 
+@pytest.mark.xdist_group("bombs")
 @pytest.mark.parametrize("limit", ["max_image_size", "size"])
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_a_bomb(start_daemon, disk, bombs, encoding, limit):
@@ -225,6 +226,7 @@ def test_a_bomb(start_daemon, disk, bombs, encoding, limit):
     assert proc_status_kib(daemon.pid, "VmHWM") < scaled(192 * KIB)
 
 
+@pytest.mark.xdist_group("bombs")
 def test_memory_does_not_grow_with_what_is_decoded(start_daemon, disk, bombs):
     """512 MiB of zeros; they become a hole."""
     content = run(["sh", "-c", f"head -c {512 * MIB} /dev/zero | zstd -q -c --long=27"])

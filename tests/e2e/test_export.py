@@ -440,6 +440,7 @@ def test_one_that_waits_and_goes_away(start_daemon, disk, origin):
     assert image.get()[2] == image.data
 
 
+@pytest.mark.waits
 def test_many_slow_readers(start_daemon, disk, origin):
     """More than there are turns, workers and patience: the rest is told to
     come again, and the daemon answers all the while."""

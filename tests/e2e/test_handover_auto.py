@@ -86,7 +86,7 @@ def test_a_sync_that_it_serves_goes_on_at_the_successor(old, start_daemon, disk,
     old.client.ensure("b", f"file://{files}/b", uuid="u-b")
     old.client.wait_ready("b")
     receiver = start_daemon([disks.directory("receiver")],
-                            {"limits": {"download_rate": int(8 * MIB / SLOWDOWN)},
+                            {"limits": {"peer_rate": int(8 * MIB / SLOWDOWN)},
                              "peers": {"connections": connections}})
     receiver.client.ensure("b", uuid="u-b", peers=[old.address])
     receiver.client.wait_image("b", lambda i: i.copies[0].progress >= 20, "a part of it")

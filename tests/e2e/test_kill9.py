@@ -30,6 +30,8 @@ from lib.images import MIB
 from lib.processes import proc_io, run
 from lib.servers import Content, Origin
 
+pytestmark = pytest.mark.xdist_group("kill9")  # for `traces`
+
 OLD = images.random_bytes(24 * MIB, 1)
 NEW = images.random_bytes(6 * MIB + 512, 2)
 # Of which most is also in OLD.

@@ -129,6 +129,7 @@ def test_a_replica_that_dies(export, replica, volume):
     failed(export(sender.address), sender)
 
 
+@pytest.mark.waits
 @pytest.mark.timeout(200)
 def test_a_replica_that_stops(export, replica, volume):
     sender = replica(volume.path, pause_after=1)

@@ -129,6 +129,7 @@ def test_odd_but_right(manager, client, disk, foreign_manager, image, options):
     no_ports(manager)
 
 
+@pytest.mark.waits
 @pytest.mark.parametrize("options,checked", [
     ({"close_after": 1}, False), ({"close_after": 0}, False),
     ({"close_after": 3}, True),
@@ -155,6 +156,7 @@ def test_an_incomplete_push_fails(manager, client, disk, foreign_manager, image,
     right(disk, image)
 
 
+@pytest.mark.waits
 @pytest.mark.parametrize("options", [
     {"beyond": 512}, {"beyond": 64 * KIB}, {"beyond": MIB},
     {"repeat": True, "other_bytes": True}, {"closes": 0}],
@@ -238,6 +240,7 @@ def test_a_sender_that_has_it_not(manager, client, disk, foreign_manager, image)
     assert "cannot find" in fails(client, manager, disk)
 
 
+@pytest.mark.waits
 @pytest.mark.timeout(200)
 def test_a_sender_that_never_comes(manager, client, disk, foreign_manager, image):
     sender = foreign_manager()
@@ -246,6 +249,7 @@ def test_a_sender_that_never_comes(manager, client, disk, foreign_manager, image
     fails(client, manager, disk, 120)
 
 
+@pytest.mark.waits
 @pytest.mark.timeout(200)
 def test_a_sender_that_stops(manager, client, disk, foreign_manager, image):
     sender = foreign_manager()

@@ -184,6 +184,7 @@ def test_a_receiver_that_fails(client, image, send, receiver, options):
     got(good, image)
 
 
+@pytest.mark.waits
 @pytest.mark.timeout(250)
 def test_receivers_that_fall_silent(client, image, ways, receiver):
     """At once, since each is waited for."""

@@ -163,6 +163,7 @@ def test_an_upload_to_one_that_downloads(start_source, disk, nginx, files):
     assert source.path.read_bytes() == (files / "a").read_bytes()
 
 
+@pytest.mark.waits
 @pytest.mark.timeout(200)
 def test_an_upload_that_stops(source):
     upload = SlowUpload(source.address, TARGET, DATA, MIB)
@@ -172,6 +173,7 @@ def test_an_upload_that_stops(source):
     upload.abort()
 
 
+@pytest.mark.waits
 @pytest.mark.timeout(200)
 def test_an_upload_that_never_begins(source):
     source.wait("pending")

@@ -22,6 +22,7 @@ LONG = os.environ.get("BIM_TEST_LONG") == "1"
 BUILT = any((ROOT / "build" / "previous").glob("*/build/bim"))
 
 pytestmark = [
+    pytest.mark.xdist_group("previous"),
     pytest.mark.timeout(1200),
     pytest.mark.skipif(not LONG and not BUILT,
                        reason="needs a build of the previous release: BIM_TEST_LONG=1")]
