@@ -40,7 +40,7 @@ if [ "$preset" = dev ]; then
   /usr/bin/python3 tests/layers_test.py
   /usr/bin/python3 tests/format_test.py
   # A release build must not contain failpoints.
-  cmake --preset release -B build/release-check -DBIM_GRPC=OFF \
+  cmake --preset release -B build/release-check -DBIM_GRPC=OFF -DCMAKE_CXX_FLAGS_RELEASE=-O1 \
     -DCMAKE_CXX_COMPILER_LAUNCHER=ccache >build/release-check.log
   cmake --build build/release-check >>build/release-check.log 2>&1 ||
     { tail -50 build/release-check.log; exit 1; }
@@ -50,8 +50,12 @@ if [ "$preset" = dev ]; then
       die "failpoints in the release build: $library"
   done
 fi
+if [ "$preset" != tsan ]; then
+  echo "== build (the previous release)"
+  tests/e2e/previous_release.sh || [ $? = 3 ]
+fi
 echo "== unit tests"
-ctest --test-dir "build/$preset" --output-on-failure -j2
+ctest --test-dir "build/$preset" --output-on-failure -j4
 if [ "$preset" != tsan ]; then
   echo "== end-to-end tests"
   export BIM_BINARY=$PWD/build/$preset/bim

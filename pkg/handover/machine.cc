@@ -189,7 +189,9 @@ OwnerEffects Step(OwnerState& state, OwnerEvent event) {
   }
   switch (state.stage) {
     case OS::kGone:
-      return out;
+      // The process still runs for a moment, and can be asked.
+      if (event != OE::kConfirm && event != OE::kRollback) return out;
+      [[fallthrough]];
     case OS::kReleasing:
     case OS::kReleased:
       return StepDecided(state, event);

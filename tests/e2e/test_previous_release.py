@@ -1,10 +1,8 @@
 """Upgrades between the previous release of this repository and what is built now,
 both ways.
 
-The previous one is built for this, which takes minutes: with BIM_TEST_LONG=1, or
-when tests/e2e/previous_release.sh was run before."""
+tests/e2e/previous_release.sh builds the previous one, once: that takes minutes."""
 
-import os
 import signal
 import subprocess
 import threading
@@ -18,14 +16,11 @@ from lib.images import MIB
 from lib.servers import Content
 
 DATA = images.random_bytes(3 * MIB, 1)
-LONG = os.environ.get("BIM_TEST_LONG") == "1"
-BUILT = any((ROOT / "build" / "previous").glob("*/build/bim"))
 
 pytestmark = [
     pytest.mark.xdist_group("previous"),
     pytest.mark.timeout(1200),
-    pytest.mark.skipif(not LONG and not BUILT,
-                       reason="needs a build of the previous release: BIM_TEST_LONG=1")]
+]
 
 
 @pytest.fixture(scope="module")

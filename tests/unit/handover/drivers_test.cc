@@ -150,6 +150,9 @@ TEST_F(DriversTest, ConfirmedByTheOwner) {
   ASSERT_TRUE(Soon([&] { return taker_.owns() && host_->exited; }));
   EXPECT_TRUE(host_->handed_over);
   EXPECT_TRUE(candidate_->AwaitOwning());
+  // The process that still ends has its answers.
+  BIM_EXPECT_OK(owner_->Confirm());
+  EXPECT_EQ(owner_->Rollback().code(), Code::kFailedPrecondition);
 }
 
 TEST_F(DriversTest, ConfirmedByTheCandidate) {
