@@ -446,6 +446,7 @@ class Runner {
     using Call = HandoverCommand::Call;
     using Service = v1::HandoverService;
     const auto stub = Service::NewStub(connection_.channel());
+    if (command.dry_run) return WouldHandOver(*stub, command.call);
     switch (command.call) {
       case Call::kBegin: {
         v1::BeginHandoverRequest request;
@@ -537,6 +538,62 @@ class Runner {
       Print(std::string(done));
     } else {
       Print(RenderHandover(response.handover()));
+    }
+    return {};
+  }
+
+  // What begin, confirm or rollback would do, by what is known now.
+  CommandEnd WouldHandOver(v1::HandoverService::Stub& stub,
+                           HandoverCommand::Call call) {
+    v1::HandoverStatusResponse response;
+    const CommandEnd end =
+        connection_.Call(stub, &v1::HandoverService::Stub::Status,
+                         v1::HandoverStatusRequest(), response);
+    if (!end.ok()) return end;
+    if (call == HandoverCommand::Call::kBegin) {
+      return WouldBegin(response.handover());
+    }
+    const auto would = WouldDecide(response.handover(),
+                                   call == HandoverCommand::Call::kConfirm);
+    if (!would.ok()) {
+      return {ExitCodeOf(would.status().code()),
+              std::string(would.status().message())};
+    }
+    if (json()) {
+      PrintJson(response);
+    } else {
+      Print(RenderHandover(response.handover()) + *would + "\n");
+    }
+    return {};
+  }
+
+  CommandEnd WouldBegin(const v1::Handover& handover) {
+    if (!handover.role().empty()) {
+      return {ExitCode::kRefused,
+              "a hand-over goes on already: its phase is " + handover.phase()};
+    }
+    v1::ListDisksResponse disks;
+    const CommandEnd end =
+        connection_.Call(connection_.disks(), &v1::DiskService::Stub::List,
+                         v1::ListDisksRequest(), disks);
+    if (!end.ok()) return end;
+    v1::ListDisksResponse owned;
+    std::string lines;
+    for (const v1::Disk& disk : disks.disks()) {
+      if (disk.state() != "owned") continue;
+      *owned.add_disks() = disk;
+      lines += fmt::format("{}: would be asked for: {}\n", disk.path(),
+                           disk.message());
+    }
+    if (lines.empty()) {
+      return {ExitCode::kNotFound,
+              "no process owns a disk of this manager: there is nothing to "
+              "take over"};
+    }
+    if (json()) {
+      PrintJson(owned);
+    } else {
+      Print(lines);
     }
     return {};
   }

@@ -463,13 +463,13 @@ class Parser {
                               more(app, c);
                             });
     };
-    const auto none = [](CLI::App&, HandoverCommand&) {};
     add(Call::kBegin, "begin",
         "Ask the owner of the disks to hand them over to the manager that is "
         "called",
         [](CLI::App& app, HandoverCommand& c) {
           app.add_flag("--auto", c.automatic,
                        "Confirm by itself when the new manager is ready");
+          AddDryRun(app, c.dry_run);
         });
     add(Call::kConfirm, "confirm",
         "The disks are the new manager's; at either of both",
@@ -477,9 +477,11 @@ class Parser {
           app.add_flag("--force", c.force,
                        "At the new manager: kill an owner that does not "
                        "answer");
+          AddDryRun(app, c.dry_run);
         });
     add(Call::kRollback, "rollback",
-        "The disks stay their owner's; at either of both", none);
+        "The disks stay their owner's; at either of both",
+        [](CLI::App& app, HandoverCommand& c) { AddDryRun(app, c.dry_run); });
     add(Call::kStatus, "status", "Show whether a hand-over goes on",
         [](CLI::App& app, HandoverCommand& c) {
           app.add_flag("--watch", c.watch, "Again whenever it changes");

@@ -114,6 +114,7 @@ struct HandoverCommand {
   Call call = Call::kStatus;
   bool automatic = false;  // of begin
   bool force = false;      // of confirm
+  bool dry_run = false;    // of begin, confirm, rollback
   bool watch = false;      // of status
   uint32_t limit = 0;      // of history: the newest; 0: all
 };

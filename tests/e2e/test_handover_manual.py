@@ -118,6 +118,31 @@ def test_nothing_to_decide(pair):
         pair.o.client.handover_begin()
 
 
+def test_dry_runs(pair):
+    def dry(daemon, command, code=0):
+        done = daemon.cli("handover", command, "--dry-run", check=code)
+        return done.stdout if code == 0 else done.stderr
+
+    for daemon in (pair.o, pair.n):
+        for command in ("confirm", "rollback"):
+            assert "no hand-over to decide about" in dry(daemon, command, 5)
+    assert "no process owns a disk" in dry(pair.o, "begin", 4)
+    o, n = (d.client.version_get().manager_id for d in (pair.o, pair.n))
+    told = dry(pair.n, "begin")
+    assert str(pair.disk) in told and o in told
+    disks = pair.n.cli_json("handover", "begin", "--dry-run")
+    assert [d["path"] for d in disks["disks"]] == [str(pair.disk)]
+    assert pair.n.client.handover_status().role == ""
+    pair.begin()
+    for daemon in (pair.o, pair.n):
+        assert f"the disks would be manager {n}'s" in dry(daemon, "confirm")
+        assert f"the disks would stay manager {o}'s" in dry(daemon, "rollback")
+    assert "goes on already: its phase is ready" in dry(pair.n, "begin", 5)
+    assert pair.o.client.handover_status().phase == "begun"
+    pair.owns(pair.o)
+    pair.n.client.handover_rollback()
+
+
 def test_1_1_n_crashes_then_confirm(pair):
     pair.begin()
     pair.n.kill9()
