@@ -5,8 +5,8 @@
 #
 # --long also runs what needs more time; --preset asan runs the same tests in a
 # build with AddressSanitizer and UBSan (of end-to-end tests with many inputs
-# every fourth input, with --long all), --preset tsan the unit tests of all that
-# lies below gRPC with ThreadSanitizer.
+# every fourth input, with --long all), --preset tsan the unit tests of all rooms
+# below gRPC that have threads, with ThreadSanitizer.
 set -euo pipefail
 cd "$(dirname "$0")"
 preset=dev long=0
@@ -39,7 +39,7 @@ if [ "$preset" = dev ]; then
   echo "== layers, formats, failpoints"
   /usr/bin/python3 tests/layers_test.py
   /usr/bin/python3 tests/format_test.py
-  # A release build must not contain failpoints.
+  # A release build must not contain failpoints. (This one is quickly compiled.)
   cmake --preset release -B build/release-check -DBIM_GRPC=OFF -DCMAKE_CXX_FLAGS_RELEASE=-O1 \
     -DCMAKE_CXX_COMPILER_LAUNCHER=ccache >build/release-check.log
   cmake --build build/release-check >>build/release-check.log 2>&1 ||

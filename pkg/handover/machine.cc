@@ -141,10 +141,7 @@ OwnerEffects Written(OwnerState& state, bool ok) {
       break;
     case OS::kUndoing:
       if (ok) {
-        if (state.connected) out.push_back(Out::kTellRolledBack);
-        Answer(state, out, Out::kAnswerNothing, Out::kAnswerOk);
-        out.push_back(Out::kResume);
-        state = {};
+        out = {Out::kResume};
       } else {
         state.stage = OS::kBegun;
         Answer(state, out, Out::kAnswerNotWritten, Out::kAnswerNotWritten);
@@ -153,6 +150,17 @@ OwnerEffects Written(OwnerState& state, bool ok) {
     default:
       break;
   }
+  return out;
+}
+
+// Nobody is told before it is so: who was told may come with new work at once.
+OwnerEffects Resumed(OwnerState& state) {
+  OwnerEffects out;
+  if (state.stage != OS::kUndoing) return out;
+  if (state.connected) out.push_back(Out::kTellRolledBack);
+  Answer(state, out, Out::kAnswerNothing, Out::kAnswerOk);
+  out.push_back(Out::kEndTalk);
+  state = {};
   return out;
 }
 
@@ -187,6 +195,7 @@ OwnerEffects Step(OwnerState& state, OwnerEvent event) {
   if (event == OE::kWritten || event == OE::kNotWritten) {
     return Written(state, event == OE::kWritten);
   }
+  if (event == OE::kResumed) return Resumed(state);
   switch (state.stage) {
     case OS::kGone:
       // The process still runs for a moment, and can be asked.

@@ -29,7 +29,7 @@ enum class OwnerStage {
   kDeciding,   // "confirmed" is being written
   kReleasing,  // decided; running work ends, then the locks go
   kReleased,   // no disk is ours; the candidate is awaited while we still serve
-  kUndoing,    // "rolled back" is being written
+  kUndoing,    // "rolled back" is being written; then work goes on as before
   kGone,
 };
 std::string_view OwnerStageName(OwnerStage stage);
@@ -59,6 +59,7 @@ enum class OwnerEvent {
   kWritten,   // the last kWrite...
   kNotWritten,
   kReleased,  // the last kRelease
+  kResumed,   // the last kResume
 };
 
 enum class OwnerEffect {
@@ -73,6 +74,7 @@ enum class OwnerEffect {
   kTellRolledBack,
   kDrain,          // no new work
   kResume,         // as before
+  kEndTalk,        // with the candidate: what was said still arrives
   kRelease,        // end what runs, let go of the locks
   kStartDeadline,  // of a confirmation
   kStartLease,     // to a kLeaseEnded, unless it comes back

@@ -258,7 +258,7 @@ class OwnerImpl final : public Owner {
         Tell({{"bim", "released"}});
         break;
       case OwnerEffect::kTellRolledBack:
-        Tell({{"bim", "rolled-back"}});
+        Tell({{"bim", "rolled-back"}}, undone_);
         break;
       case OwnerEffect::kDrain: {
         const std::string why =
@@ -271,13 +271,16 @@ class OwnerImpl final : public Owner {
         break;
       }
       case OwnerEffect::kResume:
-        // What was said still arrives; an open connection would keep the file
-        // system of its socket in use.
-        EndLine(partner_);
-        partner_ = 0;
+        undone_ = partner_;
         lock.unlock();
         host_.Resume();
         lock.lock();
+        return OwnerEvent::kResumed;
+      case OwnerEffect::kEndTalk:
+        // An open connection would keep the file system of its socket in use.
+        // (Its manager may have begun anew meanwhile, by another one.)
+        EndLine(undone_);
+        if (partner_ == undone_) partner_ = 0;
         break;
       case OwnerEffect::kRelease:
         // It takes its time; the conversation goes on.
@@ -354,9 +357,10 @@ class OwnerImpl final : public Owner {
 
   // --- conversations
 
-  void Tell(json document) {
+  void Tell(const json& document) { Tell(document, partner_); }
+  void Tell(const json& document, uint64_t number) {
     for (Line& line : lines_) {
-      if (line.number != partner_ || line.ended) continue;
+      if (line.number != number || line.ended) continue;
       if (!line.talk->Send(document).ok()) line.talk->Close();
     }
   }
@@ -595,6 +599,7 @@ class OwnerImpl final : public Owner {
   Party candidate_;
   base::Status not_written_;
   uint64_t partner_ = 0;  // the conversation of the hand-over
+  uint64_t undone_ = 0;   // of the last one that was rolled back
   uint64_t last_line_ = 0;
   steady_clock::time_point heard_;
   std::optional<steady_clock::time_point> deadline_;

@@ -7,6 +7,7 @@
 #include <atomic>
 #include <chrono>
 #include <functional>
+#include <future>
 #include <memory>
 #include <mutex>
 #include <thread>
@@ -50,7 +51,11 @@ class OwnerHost final : public Owner::Host {
     return disk_->PutHandover(record);
   }
   void Hold(const std::string&) override { held = true; }
-  void Resume() override { held = false; }
+  void Resume() override {
+    // Who is told before it is done finds it undone.
+    std::this_thread::sleep_for(milliseconds(100));
+    held = false;
+  }
   void Release() override { disk_->Release(); }
   std::vector<ListeningSocket> Sockets() override {
     std::vector<ListeningSocket> sockets;
@@ -176,13 +181,16 @@ TEST_F(DriversTest, Automatic) {
 TEST_F(DriversTest, RolledBackAndBegunAgain) {
   BecomeReady();
   BIM_ASSERT_OK(candidate_->Rollback(milliseconds(10'000)));
-  EXPECT_TRUE(Soon([&] { return !host_->held; }));
+  EXPECT_FALSE(host_->held);
   EXPECT_TRUE(
       Soon([&] { return candidate_->Stage() == CandidateStage::kIdle; }));
   EXPECT_EQ(owner_->Confirm().code(), Code::kFailedPrecondition);
   BIM_ASSERT_OK(candidate_->Begin(false));
   ASSERT_TRUE(Soon([&] { return owner_->Now().ready; }));
-  BIM_ASSERT_OK(owner_->Rollback());
+  auto undone = std::async([&] { return owner_->Rollback(); });
+  ASSERT_TRUE(Soon([&] { return owner_->Now().phase == "steady"; }));
+  EXPECT_FALSE(host_->held);
+  BIM_EXPECT_OK(undone.get());
   EXPECT_FALSE(taker_.owns());
 }
 

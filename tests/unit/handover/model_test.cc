@@ -152,7 +152,8 @@ class Explorer {
           world.to_owner.clear();
           break;
         case OX::kDrain:
-        case OX::kResume:
+        case OX::kResume:  // see OwnerStep
+        case OX::kEndTalk:
         case OX::kAnswerOk:
         case OX::kAnswerNothing:
         case OX::kAnswerDecided:
@@ -175,6 +176,10 @@ class Explorer {
     }
     if (!world.owner.confirm) world.deadline = false;
     OwnerDoes(world, effects);
+    if (std::find(effects.begin(), effects.end(), OX::kResume) !=
+        effects.end()) {
+      OwnerStep(world, OE::kResumed);
+    }
   }
 
   static void CandidateStep(World& world, CE event) {
