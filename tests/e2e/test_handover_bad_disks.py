@@ -33,6 +33,16 @@ class ReadOnly:
         disk.repair()
 
 
+class Eio:
+    @staticmethod
+    def fail(disk):
+        disk.fail_io()
+
+    @staticmethod
+    def back(disk):
+        disk.repair()
+
+
 class Pair:
     def __init__(self, start_daemon, disks, origin, how):
         self.how, self.origin = how, origin
@@ -69,7 +79,7 @@ class Pair:
                     "owned", "waiting"), lambda: other.client.list_disks())
 
 
-@pytest.fixture(params=[Unmounted, ReadOnly], ids=["unmounted", "read-only"])
+@pytest.fixture(params=[Unmounted, ReadOnly, Eio], ids=["unmounted", "read-only", "eio"])
 def pair(request, start_daemon, disks, origin):
     return Pair(start_daemon, disks, origin, request.param)
 

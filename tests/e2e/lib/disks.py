@@ -1,14 +1,18 @@
 """Disks for the daemon: plain directories, and real small file systems."""
 
+import fcntl
 import json
 import os
 import re
+import struct
 import uuid as uuids
 from contextlib import suppress
 from pathlib import Path
 
 from .deadline import wait_until
 from .processes import run
+
+EXT4_IOC_SHUTDOWN = 0x8004587D  # _IOR('X', 125, __u32); 1: the journal is flushed
 
 
 def stamp(path):
@@ -130,6 +134,18 @@ class LoopDisk(Disk):
         name = os.path.basename(self.device)
         Path(f"/sys/fs/ext4/{name}/trigger_fs_error").write_text("1\n")
         wait_until(self.read_only, f"{self.mountpoint} read-only")
+
+    def fail_io(self):
+        """As when the device is gone: whatever is not in memory is EIO from now
+        on, whoever has files open."""
+        assert self.kind == "ext4"
+        run(["sync", "-f", self.mountpoint])
+        descriptor = os.open(self.mountpoint, os.O_RDONLY)
+        try:
+            fcntl.ioctl(descriptor, EXT4_IOC_SHUTDOWN, struct.pack("I", 1))
+        finally:
+            os.close(descriptor)
+        wait_until(self.read_only, f"{self.mountpoint} to fail")
 
     def repair(self, deadline=20.0):
         """Unmounts until nothing holds the failed instance, checks, mounts."""
