@@ -446,25 +446,35 @@ class Runner {
     using Call = HandoverCommand::Call;
     using Service = v1::HandoverService;
     const auto stub = Service::NewStub(connection_.channel());
-    if (command.dry_run) return WouldHandOver(*stub, command.call);
     switch (command.call) {
       case Call::kBegin: {
         v1::BeginHandoverRequest request;
         request.set_automatic(command.automatic);
-        return Handover<v1::BeginHandoverResponse>(*stub, &Service::Stub::Begin,
-                                                   request);
+        request.set_dry_run(command.dry_run);
+        return Handover<v1::BeginHandoverResponse>(
+            *stub, &Service::Stub::Begin, request,
+            command.dry_run ? "the owner would be asked for its disks\n" : "",
+            command.dry_run);
       }
       case Call::kConfirm: {
         v1::ConfirmHandoverRequest request;
         request.set_force(command.force);
+        request.set_dry_run(command.dry_run);
         return Handover<v1::ConfirmHandoverResponse>(
             *stub, &Service::Stub::Confirm, request,
-            "confirmed: the disks are the new manager's\n");
+            command.dry_run ? "the disks would be the new manager's\n"
+                            : "confirmed: the disks are the new manager's\n",
+            command.dry_run);
       }
-      case Call::kRollback:
+      case Call::kRollback: {
+        v1::RollbackHandoverRequest request;
+        request.set_dry_run(command.dry_run);
         return Handover<v1::RollbackHandoverResponse>(
-            *stub, &Service::Stub::Rollback, v1::RollbackHandoverRequest(),
-            "rolled back: the disks stay their owner's\n");
+            *stub, &Service::Stub::Rollback, request,
+            command.dry_run ? "the disks would stay their owner's\n"
+                            : "rolled back: the disks stay their owner's\n",
+            command.dry_run);
+      }
       case Call::kHistory: {
         v1::HandoverHistoryRequest request;
         request.set_limit(command.limit);
@@ -526,75 +536,21 @@ class Runner {
                       remark, OneLine(RenderState(image))));
   }
 
+  // `done` is said when nothing goes on (any more), and of a dry run.
   template <typename Response, typename Request, typename Method>
   CommandEnd Handover(v1::HandoverService::Stub& stub, Method method,
-                      const Request& request, std::string_view done = "") {
+                      const Request& request, std::string_view done = "",
+                      bool dry_run = false) {
     Response response;
     const CommandEnd end = connection_.Call(stub, method, request, response);
     if (!end.ok()) return end;
     if (json()) {
       PrintJson(response);
-    } else if (response.handover().role().empty() && !done.empty()) {
-      Print(std::string(done));
-    } else {
-      Print(RenderHandover(response.handover()));
+      return {};
     }
-    return {};
-  }
-
-  // What begin, confirm or rollback would do, by what is known now.
-  CommandEnd WouldHandOver(v1::HandoverService::Stub& stub,
-                           HandoverCommand::Call call) {
-    v1::HandoverStatusResponse response;
-    const CommandEnd end =
-        connection_.Call(stub, &v1::HandoverService::Stub::Status,
-                         v1::HandoverStatusRequest(), response);
-    if (!end.ok()) return end;
-    if (call == HandoverCommand::Call::kBegin) {
-      return WouldBegin(response.handover());
-    }
-    const auto would = WouldDecide(response.handover(),
-                                   call == HandoverCommand::Call::kConfirm);
-    if (!would.ok()) {
-      return {ExitCodeOf(would.status().code()),
-              std::string(would.status().message())};
-    }
-    if (json()) {
-      PrintJson(response);
-    } else {
-      Print(RenderHandover(response.handover()) + *would + "\n");
-    }
-    return {};
-  }
-
-  CommandEnd WouldBegin(const v1::Handover& handover) {
-    if (!handover.role().empty()) {
-      return {ExitCode::kRefused,
-              "a hand-over goes on already: its phase is " + handover.phase()};
-    }
-    v1::ListDisksResponse disks;
-    const CommandEnd end =
-        connection_.Call(connection_.disks(), &v1::DiskService::Stub::List,
-                         v1::ListDisksRequest(), disks);
-    if (!end.ok()) return end;
-    v1::ListDisksResponse owned;
-    std::string lines;
-    for (const v1::Disk& disk : disks.disks()) {
-      if (disk.state() != "owned") continue;
-      *owned.add_disks() = disk;
-      lines += fmt::format("{}: would be asked for: {}\n", disk.path(),
-                           disk.message());
-    }
-    if (lines.empty()) {
-      return {ExitCode::kNotFound,
-              "no process owns a disk of this manager: there is nothing to "
-              "take over"};
-    }
-    if (json()) {
-      PrintJson(owned);
-    } else {
-      Print(lines);
-    }
+    const bool none = response.handover().role().empty();
+    if (!none || done.empty()) Print(RenderHandover(response.handover()));
+    if (!done.empty() && (none || dry_run)) Print(std::string(done));
     return {};
   }
 

@@ -195,32 +195,40 @@ class HandOverImpl final : public HandOver,
 
   // --- Control
 
-  base::Status Begin(bool automatic) override {
+  base::Status Begin(bool automatic, bool dry_run) override {
     if (options_.ephemeral && !automatic) {
       return base::FailedPreconditionError(
           "this manager keeps no identity, so that nobody can decide in its "
           "favour: give it a state_dir or a manager_id");
     }
-    return candidate_->Begin(automatic);
+    return dry_run ? candidate_->WouldBegin(automatic)
+                   : candidate_->Begin(automatic);
   }
 
-  base::Status Confirm(bool force) override {
-    if (owner_->Busy()) return owner_->Confirm();
+  base::Status Confirm(bool force, bool dry_run) override {
+    if (owner_->Busy()) {
+      return dry_run ? owner_->Would(/*confirm=*/true) : owner_->Confirm();
+    }
     if (candidate_->Stage() != CandidateStage::kIdle) {
+      if (dry_run) return candidate_->Would(/*confirm=*/true);
       if (force) BIM_RETURN_IF_ERROR(Force());
       return candidate_->Confirm(Patience(options_.config));
     }
-    return handover::DecideAsOwner(DiskPaths(), options_.self.manager_id, true);
+    return handover::DecideAsOwner(DiskPaths(), options_.self.manager_id, true,
+                                   dry_run);
   }
 
-  base::Status Rollback() override {
-    if (owner_->Busy()) return owner_->Rollback();
+  base::Status Rollback(bool dry_run) override {
+    if (owner_->Busy()) {
+      return dry_run ? owner_->Would(/*confirm=*/false) : owner_->Rollback();
+    }
     if (candidate_->Stage() != CandidateStage::kIdle) {
+      if (dry_run) return candidate_->Would(/*confirm=*/false);
       return candidate_->Rollback(Patience(options_.config));
     }
-    BIM_RETURN_IF_ERROR(
-        handover::DecideAsOwner(DiskPaths(), options_.self.manager_id, false));
-    manager_.CheckDisksNow();
+    BIM_RETURN_IF_ERROR(handover::DecideAsOwner(
+        DiskPaths(), options_.self.manager_id, false, dry_run));
+    if (!dry_run) manager_.CheckDisksNow();
     return base::OkStatus();
   }
 

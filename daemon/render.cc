@@ -209,40 +209,6 @@ std::string RenderHandover(const v1::Handover& handover) {
   return table.Render();
 }
 
-base::Result<std::string> WouldDecide(const v1::Handover& handover,
-                                      bool confirm) {
-  const auto is = [&](std::initializer_list<std::string_view> phases) {
-    return std::find(phases.begin(), phases.end(), handover.phase()) !=
-           phases.end();
-  };
-  if (handover.role().empty()) {
-    return base::FailedPreconditionError(
-        "there is no hand-over to decide about");
-  }
-  const std::string candidate = "manager " + handover.candidate().manager_id();
-  const std::string owner = "manager " + handover.owner().manager_id();
-  if (is({"deciding", "releasing", "released", "gone", "claiming", "owning",
-          "confirmed"})) {
-    if (confirm) return std::string("it is confirmed already");
-    return base::FailedPreconditionError("the hand-over to " + candidate +
-                                         " was confirmed: it cannot be rolled "
-                                         "back any more");
-  }
-  if (is({"rolling-back", "rolled-back"})) {
-    if (!confirm) return std::string("it is rolled back already");
-    return base::FailedPreconditionError("the hand-over to " + candidate +
-                                         " was rolled back");
-  }
-  if (!confirm) {
-    return "it would be rolled back: the disks would stay " + owner + "'s";
-  }
-  return std::string(handover.ready() || handover.phase() == "interrupted"
-                         ? "it would be confirmed"
-                         : "it would be waited for " + candidate +
-                               " to be ready, and then be confirmed") +
-         ": the disks would be " + candidate + "'s";
-}
-
 std::string RenderHandoverHistory(const v1::HandoverHistoryResponse& history) {
   Table table({{"TIME"},
                {"DISK"},

@@ -4,7 +4,6 @@
 #include <string>
 
 #include "bim/v1/node.pb.h"
-#include "pkg/base/status.h"
 
 namespace bim::daemon {
 
@@ -21,10 +20,6 @@ std::string RenderAdopted(const bim::v1::AdoptDiskResponse& adopted,
 std::string RenderHandover(const bim::v1::Handover& handover);
 std::string RenderHandoverHistory(
     const bim::v1::HandoverHistoryResponse& history);
-// What `handover confirm`, or `rollback`, would do: a sentence.
-// FAILED_PRECONDITION: it would be refused, and why.
-base::Result<std::string> WouldDecide(const bim::v1::Handover& handover,
-                                      bool confirm);
 std::string RenderLimits(const bim::v1::Limits& limits);
 
 // "ready", "in-progress 45%", "failed: cannot ...".

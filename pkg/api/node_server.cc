@@ -490,8 +490,8 @@ class HandoverServiceImpl final : public v1::HandoverService::CallbackService {
       const v1::BeginHandoverRequest* request,
       v1::BeginHandoverResponse* response) override {
     return Decide(context, response,
-                  [automatic = request->automatic()](handover::Control& on) {
-                    return on.Begin(automatic);
+                  [request = *request](handover::Control& on) {
+                    return on.Begin(request.automatic(), request.dry_run());
                   });
   }
   grpc::ServerUnaryReactor* Confirm(
@@ -499,16 +499,18 @@ class HandoverServiceImpl final : public v1::HandoverService::CallbackService {
       const v1::ConfirmHandoverRequest* request,
       v1::ConfirmHandoverResponse* response) override {
     return Decide(context, response,
-                  [force = request->force()](handover::Control& on) {
-                    return on.Confirm(force);
+                  [request = *request](handover::Control& on) {
+                    return on.Confirm(request.force(), request.dry_run());
                   });
   }
   grpc::ServerUnaryReactor* Rollback(
       grpc::CallbackServerContext* context,
-      const v1::RollbackHandoverRequest* /*request*/,
+      const v1::RollbackHandoverRequest* request,
       v1::RollbackHandoverResponse* response) override {
     return Decide(context, response,
-                  [](handover::Control& on) { return on.Rollback(); });
+                  [dry_run = request->dry_run()](handover::Control& on) {
+                    return on.Rollback(dry_run);
+                  });
   }
   grpc::ServerUnaryReactor* Status(
       grpc::CallbackServerContext* context,

@@ -75,14 +75,7 @@ class CandidateImpl final : public Candidate {
   }
 
   base::Status Begin(bool automatic) override {
-    {
-      std::lock_guard lock(mutex_);
-      if (state_.stage != CandidateStage::kIdle) {
-        return base::FailedPreconditionError(
-            "a hand-over goes on already: it is " +
-            std::string(CandidateStageName(state_.stage)));
-      }
-    }
+    BIM_RETURN_IF_ERROR(CheckIdle());
     BIM_RETURN_IF_ERROR(Connect());
     auto answer = std::make_shared<std::promise<base::Status>>();
     auto future = answer->get_future();
@@ -99,6 +92,23 @@ class CandidateImpl final : public Candidate {
       return future.get();
     }
     return base::DeadlineExceededError("the owner does not answer");
+  }
+
+  base::Status WouldBegin(bool automatic) override {
+    BIM_RETURN_IF_ERROR(CheckIdle());
+    BIM_ASSIGN_OR_RETURN(const Greeted greeted, FindOwner());
+    BIM_RETURN_IF_ERROR(CheckDistinct(greeted.owner, options_.self, automatic));
+    for (const std::string& path : host_.DiskPaths()) {
+      const auto root = io::Dir::Open(path);
+      if (!root.ok()) continue;
+      const auto record = store::ReadHandover(*root);
+      if (record.ok() && *record && (*record)->phase == HandoverPhase::kBegun &&
+          (*record)->owner == greeted.owner.manager_id &&
+          (*record)->candidate != options_.self.manager_id) {
+        return OneAtATimeError((*record)->candidate, (*record)->id);
+      }
+    }
+    return base::OkStatus();
   }
 
   bool Resume() override {
@@ -139,6 +149,17 @@ class CandidateImpl final : public Candidate {
   }
   base::Status Rollback(milliseconds wait) override {
     return Decide(CandidateEvent::kRollback, wait);
+  }
+
+  base::Status Would(bool confirm) override {
+    std::lock_guard lock(mutex_);
+    CandidateState state = state_;
+    for (const CandidateEffect effect :
+         Step(state,
+              confirm ? CandidateEvent::kConfirm : CandidateEvent::kRollback)) {
+      if (const auto answer = AnswerOf(effect)) return *answer;
+    }
+    return base::OkStatus();
   }
 
   Status Now() override {
@@ -185,6 +206,14 @@ class CandidateImpl final : public Candidate {
   }
 
  private:
+  base::Status CheckIdle() {
+    std::lock_guard lock(mutex_);
+    if (state_.stage == CandidateStage::kIdle) return base::OkStatus();
+    return base::FailedPreconditionError(
+        "a hand-over goes on already: it is " +
+        std::string(CandidateStageName(state_.stage)));
+  }
+
   // Locked.
   std::string Message() const {
     const std::string who = "manager " + owner_.manager_id;
@@ -339,33 +368,40 @@ class CandidateImpl final : public Candidate {
         lock.lock();
         break;
       }
-      case CandidateEffect::kAnswerOk:
-        AnswerAll(decisions_, base::OkStatus());
-        break;
       case CandidateEffect::kAnswerRefused:
-        AnswerAll(begins_, base::FailedPreconditionError(refused_));
-        AnswerAll(decisions_, base::FailedPreconditionError(refused_));
-        break;
+        AnswerAll(begins_, *AnswerOf(effect));
+        [[fallthrough]];
+      case CandidateEffect::kAnswerOk:
       case CandidateEffect::kAnswerNothing:
-        AnswerAll(decisions_, base::FailedPreconditionError(
-                                  "there is no hand-over to decide about"));
-        break;
       case CandidateEffect::kAnswerTimeout:
-        AnswerAll(decisions_, base::DeadlineExceededError(
-                                  "the owner did not confirm: " + refused_));
-        break;
       case CandidateEffect::kAnswerDecided:
-        AnswerAll(decisions_,
-                  base::FailedPreconditionError(
-                      "the hand-over was confirmed: it cannot be rolled back "
-                      "any more"));
-        break;
       case CandidateEffect::kAnswerRolledBack:
-        AnswerAll(decisions_, base::FailedPreconditionError(
-                                  "the hand-over was rolled back"));
+        AnswerAll(decisions_, *AnswerOf(effect));
         break;
     }
     return std::nullopt;
+  }
+
+  // What who waits for a decision is told. nullopt: it is another effect.
+  std::optional<base::Status> AnswerOf(CandidateEffect effect) const {
+    switch (effect) {
+      case CandidateEffect::kAnswerOk:
+        return base::OkStatus();
+      case CandidateEffect::kAnswerRefused:
+        return base::FailedPreconditionError(refused_);
+      case CandidateEffect::kAnswerNothing:
+        return NothingToDecideError();
+      case CandidateEffect::kAnswerTimeout:
+        return base::DeadlineExceededError("the owner did not confirm: " +
+                                           refused_);
+      case CandidateEffect::kAnswerDecided:
+        return base::FailedPreconditionError(
+            "the hand-over was confirmed: it cannot be rolled back any more");
+      case CandidateEffect::kAnswerRolledBack:
+        return base::FailedPreconditionError("the hand-over was rolled back");
+      default:
+        return std::nullopt;
+    }
   }
 
   using Answers = std::vector<std::shared_ptr<std::promise<base::Status>>>;
@@ -388,6 +424,12 @@ class CandidateImpl final : public Candidate {
   // --- the owner: in a conversation, or gone
 
   base::Status Connect() {
+    BIM_ASSIGN_OR_RETURN(Greeted greeted, FindOwner());
+    Adopt(std::move(greeted));
+    return base::OkStatus();
+  }
+
+  base::Result<Greeted> FindOwner() {
     base::Status problem = base::NotFoundError(
         "no process owns a disk of this manager: there is nothing to take "
         "over");
@@ -405,8 +447,7 @@ class CandidateImpl final : public Candidate {
       }
       if (greeted->owner.instance == options_.self.instance) continue;
       BIM_RETURN_IF_ERROR(CheckCompatible(greeted->owner, options_.self));
-      Adopt(*std::move(greeted));
-      return base::OkStatus();
+      return greeted;
     }
     return problem;
   }

@@ -47,6 +47,9 @@ class Candidate {
   // UNIMPLEMENTED: no version is spoken by both. UNAVAILABLE: the owner cannot
   // be reached.
   virtual base::Status Begin(bool automatic) = 0;
+  // What Begin would be refused with, by what both sides say of themselves and
+  // the disks of the hand-over that goes on. Begins nothing.
+  virtual base::Status WouldBegin(bool automatic) = 0;
   // Goes on with a hand-over of which the disks tell, if there is one that
   // concerns this manager as candidate: after a restart. True: there is.
   virtual bool Resume() = 0;
@@ -54,6 +57,8 @@ class Candidate {
   // hangs; what was asked for is done when it answers, or is gone.
   virtual base::Status Confirm(std::chrono::milliseconds wait) = 0;
   virtual base::Status Rollback(std::chrono::milliseconds wait) = 0;
+  // As Owner::Would.
+  virtual base::Status Would(bool confirm) = 0;
   // nullopt: none goes on.
   virtual Status Now() = 0;
   virtual CandidateStage Stage() = 0;

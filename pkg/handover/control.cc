@@ -55,7 +55,8 @@ base::Status Signal(const std::string& path, int signal) {
 }  // namespace
 
 base::Status DecideAsOwner(const std::vector<std::string>& paths,
-                           const std::string& manager_id, bool confirm) {
+                           const std::string& manager_id, bool confirm,
+                           bool dry_run) {
   struct Held {
     io::Dir root;
     UniqueFd lock;
@@ -78,10 +79,8 @@ base::Status DecideAsOwner(const std::vector<std::string>& paths,
     }
     undecided.push_back({*std::move(root), std::move(lock), **again});
   }
-  if (undecided.empty()) {
-    return base::FailedPreconditionError(
-        "there is no hand-over to decide about");
-  }
+  if (undecided.empty()) return NothingToDecideError();
+  if (dry_run) return base::OkStatus();
   for (Held& disk : undecided) {
     disk.record.phase =
         *WriteWhenFree(Role::kOwner, disk.record.phase, disk.record.automatic,

@@ -16,10 +16,11 @@ namespace bim::handover {
 class Control {
  public:
   virtual ~Control() = default;
-  // See proto/bim/v1 for semantics and errors.
-  virtual base::Status Begin(bool automatic) = 0;
-  virtual base::Status Confirm(bool force) = 0;
-  virtual base::Status Rollback() = 0;
+  // See proto/bim/v1 for semantics and errors. `dry_run`: only the error that
+  // it would have now.
+  virtual base::Status Begin(bool automatic, bool dry_run) = 0;
+  virtual base::Status Confirm(bool force, bool dry_run) = 0;
+  virtual base::Status Rollback(bool dry_run) = 0;
   struct Situation {
     std::string role;  // "owner", "candidate", or "": none goes on
     Status status;
@@ -47,10 +48,12 @@ std::vector<Control::Event> ReadEvents(const std::vector<std::string>& paths);
 
 // Of who owned the disks at `paths` when a hand-over of them was interrupted,
 // and was started again: writes down what was decided, `confirm` or not, to all
-// of them whose owner `manager_id` was. FAILED_PRECONDITION: there is nothing
-// to decide. ABORTED: a process owns one of them.
+// of them whose owner `manager_id` was; with `dry_run` only looks.
+// FAILED_PRECONDITION: there is nothing to decide. ABORTED: a process owns one
+// of them.
 base::Status DecideAsOwner(const std::vector<std::string>& paths,
-                           const std::string& manager_id, bool confirm);
+                           const std::string& manager_id, bool confirm,
+                           bool dry_run);
 
 // Ends the owner of the disk at `path` by SIGKILL, and waits until its lock is
 // free. FAILED_PRECONDITION: its process cannot be told for sure, or is in

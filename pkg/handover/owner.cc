@@ -62,6 +62,16 @@ class OwnerImpl final : public Owner {
   base::Status Confirm() override { return Decide(OwnerEvent::kConfirm); }
   base::Status Rollback() override { return Decide(OwnerEvent::kRollback); }
 
+  base::Status Would(bool confirm) override {
+    std::lock_guard lock(mutex_);
+    OwnerState state = state_;
+    for (const OwnerEffect effect :
+         Step(state, confirm ? OwnerEvent::kConfirm : OwnerEvent::kRollback)) {
+      if (const auto answer = AnswerOf(effect)) return *answer;
+    }
+    return base::OkStatus();
+  }
+
   Status Now() override {
     std::lock_guard lock(mutex_);
     Status status;
@@ -300,29 +310,38 @@ class OwnerImpl final : public Owner {
         lock.lock();
         break;
       case OwnerEffect::kAnswerOk:
-        Answer(base::OkStatus());
-        break;
       case OwnerEffect::kAnswerNothing:
-        Answer(base::FailedPreconditionError(
-            "there is no hand-over to decide about"));
-        break;
       case OwnerEffect::kAnswerDecided:
-        Answer(base::FailedPreconditionError(
-            "the hand-over to manager " + candidate_.manager_id +
-            " was confirmed: it cannot be rolled back any more"));
-        break;
       case OwnerEffect::kAnswerTimeout:
-        Answer(base::DeadlineExceededError(
-            "manager " + candidate_.manager_id +
-            " did not get ready, or does not answer; nothing was confirmed and "
-            "this manager goes on serving: try again, or roll back"));
-        break;
       case OwnerEffect::kAnswerNotWritten:
-        Answer(base::UnavailableError("no disk takes the decision: " +
-                                      not_written_.message()));
+        Answer(*AnswerOf(effect));
         break;
     }
     return std::nullopt;
+  }
+
+  // What who waits for a decision is told. nullopt: it is another effect.
+  std::optional<base::Status> AnswerOf(OwnerEffect effect) const {
+    switch (effect) {
+      case OwnerEffect::kAnswerOk:
+        return base::OkStatus();
+      case OwnerEffect::kAnswerNothing:
+        return NothingToDecideError();
+      case OwnerEffect::kAnswerDecided:
+        return base::FailedPreconditionError(
+            "the hand-over to manager " + candidate_.manager_id +
+            " was confirmed: it cannot be rolled back any more");
+      case OwnerEffect::kAnswerTimeout:
+        return base::DeadlineExceededError(
+            "manager " + candidate_.manager_id +
+            " did not get ready, or does not answer; nothing was confirmed and "
+            "this manager goes on serving: try again, or roll back");
+      case OwnerEffect::kAnswerNotWritten:
+        return base::UnavailableError("no disk takes the decision: " +
+                                      not_written_.message());
+      default:
+        return std::nullopt;
+    }
   }
 
   std::optional<OwnerEvent> Write(std::unique_lock<std::mutex>& lock,
@@ -549,20 +568,16 @@ class OwnerImpl final : public Owner {
         !fits.ok()) {
       return refuse(fits.message());
     }
-    if (!automatic && line.party->manager_id == options_.self.manager_id) {
-      return refuse(
-          "both managers are " + options_.self.manager_id +
-          ": a hand-over that somebody decides about needs two identities, "
-          "with a state_dir or manager_id of each one's own");
+    if (base::Status two = CheckDistinct(options_.self, *line.party, automatic);
+        !two.ok()) {
+      return refuse(two.message());
     }
     {
       std::lock_guard lock(mutex_);
       if (state_.stage != OwnerStage::kSteady &&
           line.party->manager_id != candidate_.manager_id) {
         return refuse(
-            "cannot hand over to more than one manager: a hand-over "
-            "to manager " +
-            candidate_.manager_id + " is in progress (" + record_.id + ")");
+            OneAtATimeError(candidate_.manager_id, record_.id).message());
       }
       if (partner_ != 0 && partner_ != line.number) EndLine(partner_);
       partner_ = line.number;
@@ -613,6 +628,17 @@ class OwnerImpl final : public Owner {
 };
 
 }  // namespace
+
+base::Status OneAtATimeError(const std::string& candidate,
+                             const std::string& id) {
+  return base::FailedPreconditionError(
+      "cannot hand over to more than one manager: a hand-over to manager " +
+      candidate + " is in progress (" + id + ")");
+}
+
+base::Status NothingToDecideError() {
+  return base::FailedPreconditionError("there is no hand-over to decide about");
+}
 
 std::unique_ptr<Owner> Owner::Start(Options options, Host& host) {
   return std::make_unique<OwnerImpl>(std::move(options), host);

@@ -43,6 +43,11 @@ struct Status {
   std::string message;     // what it waits for, and what to do
 };
 
+// A hand-over to another manager than `candidate` is in progress (`id`).
+base::Status OneAtATimeError(const std::string& candidate,
+                             const std::string& id);
+base::Status NothingToDecideError();
+
 class Owner {
  public:
   // What the daemon does for it. All of them may block, as told.
@@ -84,6 +89,9 @@ class Owner {
   // DEADLINE_EXCEEDED: the candidate did not get ready, or does not answer.
   virtual base::Status Confirm() = 0;
   virtual base::Status Rollback() = 0;
+  // What Confirm, or Rollback, would answer at once; OK when it would be begun
+  // with, or is so already. Does nothing.
+  virtual base::Status Would(bool confirm) = 0;
   virtual Status Now() = 0;
   // Whether a hand-over goes on.
   virtual bool Busy() = 0;

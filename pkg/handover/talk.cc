@@ -127,6 +127,17 @@ Status CheckCompatible(const Party& owner, const Party& candidate) {
   return base::OkStatus();
 }
 
+Status CheckDistinct(const Party& owner, const Party& candidate,
+                     bool automatic) {
+  if (automatic || candidate.manager_id != owner.manager_id) {
+    return base::OkStatus();
+  }
+  return base::FailedPreconditionError(
+      "both managers are " + owner.manager_id +
+      ": a hand-over that somebody decides about needs two identities, with a "
+      "state_dir or manager_id of each one's own");
+}
+
 Result<std::unique_ptr<Talk>> Talk::Connect(const io::Dir& root) {
   const auto bim = root.OpenDir(".bim");
   if (!bim.ok()) return Gone(bim.status().message());

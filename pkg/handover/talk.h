@@ -44,6 +44,10 @@ base::Result<Party> FromHello(const nlohmann::json& document);
 // OK when both can work on the same disks and speak the same API; else
 // UNIMPLEMENTED that names both ranges.
 base::Status CheckCompatible(const Party& owner, const Party& candidate);
+// FAILED_PRECONDITION: somebody is to decide between both, and both are the
+// same manager.
+base::Status CheckDistinct(const Party& owner, const Party& candidate,
+                           bool automatic);
 
 // A member of a document that is a text; empty: there is none.
 std::string TextOf(const nlohmann::json& document, const char* key);

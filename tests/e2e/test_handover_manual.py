@@ -128,19 +128,28 @@ def test_dry_runs(pair):
             assert "no hand-over to decide about" in dry(daemon, command, 5)
     assert "no process owns a disk" in dry(pair.o, "begin", 4)
     o, n = (d.client.version_get().manager_id for d in (pair.o, pair.n))
-    told = dry(pair.n, "begin")
-    assert str(pair.disk) in told and o in told
-    disks = pair.n.cli_json("handover", "begin", "--dry-run")
-    assert [d["path"] for d in disks["disks"]] == [str(pair.disk)]
-    assert pair.n.client.handover_status().role == ""
+    assert "would be asked" in dry(pair.n, "begin")
+    told = pair.n.cli_json("handover", "begin", "--dry-run")["handover"]
+    assert told["role"] == "" and pair.n.client.handover_status().role == ""
+    assert pair.o.client.handover_status().phase == "steady"
     pair.begin()
     for daemon in (pair.o, pair.n):
-        assert f"the disks would be manager {n}'s" in dry(daemon, "confirm")
-        assert f"the disks would stay manager {o}'s" in dry(daemon, "rollback")
-    assert "goes on already: its phase is ready" in dry(pair.n, "begin", 5)
+        for command, would in (("confirm", "the disks would be the new manager's"),
+                               ("rollback", "the disks would stay their owner's")):
+            told = dry(daemon, command)
+            assert would in told and o in told and n in told
+    assert "goes on already: it is ready" in dry(pair.n, "begin", 5)
+    third = pair.start_daemon([pair.disk], {}, directory="third")
+    third.client.wait_disk(pair.disk, "owned")
+    assert f"more than one manager: a hand-over to manager {n}" in dry(third, "begin", 5)
     assert pair.o.client.handover_status().phase == "begun"
     pair.owns(pair.o)
-    pair.n.client.handover_rollback()
+    pair.o.kill9()
+    pair.n.client.wait_handover("interrupted")
+    assert "would be the new manager's" in dry(pair.n, "confirm")
+    assert pair.n.client.handover_status().phase == "interrupted"
+    pair.n.client.handover_confirm()
+    pair.owns(pair.n)
 
 
 def test_1_1_n_crashes_then_confirm(pair):

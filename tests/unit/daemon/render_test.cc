@@ -97,48 +97,5 @@ TEST(ToJson, HasSnakeCaseKeysAndEveryField) {
   EXPECT_EQ(ToJson(HalfDone(), false).find('\n'), std::string::npos);
 }
 
-TEST(WouldDecideTest, EveryPhase) {
-  bim::v1::Handover handover;
-  const auto would = [&](const char* phase, bool confirm) {
-    handover.set_phase(phase);
-    const auto told = WouldDecide(handover, confirm);
-    return told.ok() ? *told
-                     : "refused: " + std::string(told.status().message());
-  };
-  EXPECT_EQ(would("steady", true),
-            "refused: there is no hand-over to decide about");
-  EXPECT_EQ(would("idle", false),
-            "refused: there is no hand-over to decide about");
-  handover.set_role("owner");
-  handover.mutable_owner()->set_manager_id("o");
-  handover.mutable_candidate()->set_manager_id("n");
-  for (const char* phase : {"beginning", "begun", "asking", "loading", "ready",
-                            "lost", "interrupted"}) {
-    EXPECT_EQ(would(phase, false),
-              "it would be rolled back: the disks would stay manager o's");
-    handover.set_ready(true);
-    EXPECT_EQ(would(phase, true),
-              "it would be confirmed: the disks would be manager n's");
-    handover.set_ready(false);
-  }
-  EXPECT_EQ(would("loading", true),
-            "it would be waited for manager n to be ready, and then be "
-            "confirmed: the disks would be manager n's");
-  EXPECT_EQ(would("interrupted", true),
-            "it would be confirmed: the disks would be manager n's");
-  for (const char* phase : {"deciding", "releasing", "released", "gone",
-                            "claiming", "owning", "confirmed"}) {
-    EXPECT_EQ(would(phase, true), "it is confirmed already");
-    EXPECT_EQ(would(phase, false),
-              "refused: the hand-over to manager n was confirmed: it cannot be "
-              "rolled back any more");
-  }
-  for (const char* phase : {"rolling-back", "rolled-back"}) {
-    EXPECT_EQ(would(phase, true),
-              "refused: the hand-over to manager n was rolled back");
-    EXPECT_EQ(would(phase, false), "it is rolled back already");
-  }
-}
-
 }  // namespace
 }  // namespace bim::daemon

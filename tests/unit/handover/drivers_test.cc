@@ -178,6 +178,49 @@ TEST_F(DriversTest, Automatic) {
   EXPECT_GE(taker_.loads, 1);
 }
 
+TEST_F(DriversTest, WhatWouldBeAnswered) {
+  StartCandidate();
+  for (const bool confirm : {false, true}) {
+    EXPECT_EQ(owner_->Would(confirm).code(), Code::kFailedPrecondition);
+    EXPECT_EQ(candidate_->Would(confirm).code(), Code::kFailedPrecondition);
+  }
+  BIM_EXPECT_OK(candidate_->WouldBegin(false));
+  EXPECT_FALSE(owner_->Busy());
+  EXPECT_EQ(candidate_->Stage(), CandidateStage::kIdle);
+  // Somebody is to decide between two that are one; by itself it may be.
+  CandidateHost again(dir_.path(), "old");
+  const auto same = MakeCandidate(again, "old");
+  EXPECT_THAT(std::string(same->WouldBegin(false).message()),
+              HasSubstr("needs two identities"));
+  BIM_EXPECT_OK(same->WouldBegin(true));
+
+  BIM_ASSERT_OK(candidate_->Begin(false));
+  ASSERT_TRUE(Soon([&] { return owner_->Now().ready; }));
+  for (const bool confirm : {false, true}) {
+    BIM_EXPECT_OK(owner_->Would(confirm));
+    BIM_EXPECT_OK(candidate_->Would(confirm));
+  }
+  EXPECT_THAT(std::string(candidate_->WouldBegin(false).message()),
+              HasSubstr("goes on already"));
+  CandidateHost third(dir_.path(), "third");
+  EXPECT_THAT(
+      std::string(MakeCandidate(third, "third")->WouldBegin(false).message()),
+      HasSubstr("cannot hand over to more than one manager"));
+  EXPECT_EQ(owner_->Now().phase, "begun");
+
+  BIM_ASSERT_OK(owner_->Confirm());
+  EXPECT_TRUE(candidate_->AwaitOwning());
+  BIM_EXPECT_OK(owner_->Would(true));
+  EXPECT_EQ(owner_->Would(false).message(), owner_->Rollback().message());
+  BIM_EXPECT_OK(candidate_->Would(true));
+  EXPECT_EQ(candidate_->Would(false).code(), Code::kFailedPrecondition);
+  EndOwner();
+  // The new one has the disk, and (in this test) no socket on it.
+  CandidateHost late(dir_.path(), "late");
+  EXPECT_EQ(MakeCandidate(late, "late")->WouldBegin(true).code(),
+            Code::kUnavailable);
+}
+
 TEST_F(DriversTest, RolledBackAndBegunAgain) {
   BecomeReady();
   BIM_ASSERT_OK(candidate_->Rollback(milliseconds(10'000)));
@@ -187,7 +230,8 @@ TEST_F(DriversTest, RolledBackAndBegunAgain) {
   EXPECT_EQ(owner_->Confirm().code(), Code::kFailedPrecondition);
   BIM_ASSERT_OK(candidate_->Begin(false));
   ASSERT_TRUE(Soon([&] { return owner_->Now().ready; }));
-  auto undone = std::async([&] { return owner_->Rollback(); });
+  auto undone =
+      std::async(std::launch::async, [&] { return owner_->Rollback(); });
   ASSERT_TRUE(Soon([&] { return owner_->Now().phase == "steady"; }));
   EXPECT_FALSE(host_->held);
   BIM_EXPECT_OK(undone.get());
@@ -236,11 +280,15 @@ TEST_F(DriversTest, TheOwnerDecidesWhenItIsBack) {
   EndOwner();
   ASSERT_TRUE(Soon(
       [&] { return candidate_->Stage() == CandidateStage::kInterrupted; }));
-  EXPECT_EQ(DecideAsOwner({dir_.path()}, "third", false).code(),
+  EXPECT_EQ(DecideAsOwner({dir_.path()}, "third", false, false).code(),
             Code::kFailedPrecondition);
   // (The candidate looks at the disk from time to time, and holds its lock.)
-  ASSERT_TRUE(
-      Soon([&] { return DecideAsOwner({dir_.path()}, "old", false).ok(); }));
+  const auto roll_back = [&](bool dry_run) {
+    return DecideAsOwner({dir_.path()}, "old", false, dry_run).ok();
+  };
+  ASSERT_TRUE(Soon([&] { return roll_back(/*dry_run=*/true); }));
+  EXPECT_EQ(candidate_->Stage(), CandidateStage::kInterrupted);
+  ASSERT_TRUE(Soon([&] { return roll_back(/*dry_run=*/false); }));
   EXPECT_TRUE(
       Soon([&] { return candidate_->Stage() == CandidateStage::kIdle; }));
   EXPECT_FALSE(taker_.owns());
