@@ -62,13 +62,16 @@ def slow_down(address, rate):
 
 def test_it_pulls(two):
     sender, receiver, sends, gets = two
-    slow_down(receiver.address, 16 * MIB)
+    slow_down(receiver.address, 4 * MIB)
     with Ports(sender, receiver) as ports:
         answer = gets.sync(NAME, UUID, sender.address, size=SIZE, checksum=SUM)
         assert answer.status.state != "failed"
         wait_until(lambda: sends.get(NAME, UUID).status.sending_reference >= 1,
                    "the sender to count it")
         assert gets.get(NAME, UUID).status.sender_manager_address == sender.address
+        wait_until(lambda: ports.looks > 20, "looks at all ports while it is under way")
+        assert sends.get(NAME, UUID).status.sending_reference >= 1
+        slow_down(receiver.address, 0)
         image = gets.wait(NAME, UUID, "ready", deadline=60)
     assert ports.seen == set() and ports.looks > 20
     assert image.status.checksum == SUM
