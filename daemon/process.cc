@@ -3,10 +3,13 @@
 #include <grpc/support/log.h>
 #include <malloc.h>
 #include <signal.h>
+#include <sys/signalfd.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <cstring>
 #include <future>
+#include <system_error>
 
 #include "pkg/base/log.h"
 
@@ -27,6 +30,29 @@ void IgnoreSignals() {
   signal(SIGIO, SIG_IGN);
 }
 
+sigset_t TakenSignals() {
+  sigset_t set;
+  sigemptyset(&set);
+  sigaddset(&set, SIGTERM);
+  sigaddset(&set, SIGINT);
+  sigaddset(&set, SIGHUP);
+  return set;
+}
+
+void BlockSignals() {
+  const sigset_t set = TakenSignals();
+  pthread_sigmask(SIG_BLOCK, &set, nullptr);
+}
+
+int OpenSignals() {
+  const sigset_t set = TakenSignals();
+  const int fd = signalfd(-1, &set, SFD_NONBLOCK | SFD_CLOEXEC);
+  if (fd < 0) {
+    throw std::system_error(errno, std::generic_category(), "signalfd");
+  }
+  return fd;
+}
+
 void LogLineOfGrpc(gpr_log_func_args* line) {
   if (line->severity == GPR_LOG_SEVERITY_ERROR) {
     BIM_LOG_WARN("gRPC: {}", line->message);
@@ -40,24 +66,22 @@ void LogLineOfGrpc(gpr_log_func_args* line) {
 void PrepareProcess() {
   BoundMemory();
   IgnoreSignals();
+  BlockSignals();
   gpr_set_log_function(LogLineOfGrpc);
 }
 
 StopSignal::StopSignal(exec::EventLoop& loop)
-    : loop_(loop),
-      stop_signals_(loop.context(), SIGTERM, SIGINT),
-      hangups_(loop.context(), SIGHUP) {
-  AwaitStop(/*first=*/true);
-  AwaitHangup();
+    : loop_(loop), signals_(loop.context(), OpenSignals()) {
+  loop_.Post([this] { AwaitSignals(); });
 }
 
-// The signal sets belong to the loop's thread, so they are silenced there.
+// Twice around the loop: what was to be called for it has been, then.
 StopSignal::~StopSignal() {
   std::promise<void> silent;
   loop_.Post([&] {
-    stop_signals_.cancel();
-    hangups_.cancel();
-    silent.set_value();
+    closed_ = true;
+    signals_.close();
+    loop_.Post([&] { silent.set_value(); });
   });
   silent.get_future().wait();
 }
@@ -82,26 +106,30 @@ bool StopSignal::WaitFor(std::chrono::milliseconds time) {
   return changed_.wait_for(lock, time, [&] { return stopped_; });
 }
 
-void StopSignal::AwaitStop(bool first) {
-  stop_signals_.async_wait(
-      [this, first](const boost::system::error_code& error, int number) {
-        if (error) return;
-        if (!first) {
-          BIM_LOG_WARN("second signal, SIG{}: exiting at once",
-                       sigabbrev_np(number));
-          _exit(1);
-        }
-        Stop(std::string("SIG") + sigabbrev_np(number));
-        AwaitStop(/*first=*/false);
-      });
+void StopSignal::AwaitSignals() {
+  signals_.async_wait(boost::asio::posix::stream_descriptor::wait_read,
+                      [this](const boost::system::error_code& error) {
+                        if (error || closed_) return;
+                        signalfd_siginfo info;
+                        while (::read(signals_.native_handle(), &info,
+                                      sizeof info) == sizeof info) {
+                          Take(static_cast<int>(info.ssi_signo));
+                        }
+                        AwaitSignals();
+                      });
 }
 
-void StopSignal::AwaitHangup() {
-  hangups_.async_wait([this](const boost::system::error_code& error, int) {
-    if (error) return;
+void StopSignal::Take(int number) {
+  if (number == SIGHUP) {
     BIM_LOG_INFO("SIGHUP ignored: restart to apply a changed configuration");
-    AwaitHangup();
-  });
+    return;
+  }
+  if (signalled_) {
+    BIM_LOG_WARN("second signal, SIG{}: exiting at once", sigabbrev_np(number));
+    _exit(1);
+  }
+  signalled_ = true;
+  Stop(std::string("SIG") + sigabbrev_np(number));
 }
 
 }  // namespace bim::daemon

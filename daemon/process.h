@@ -2,7 +2,7 @@
 // libraries.
 #pragma once
 
-#include <boost/asio/signal_set.hpp>
+#include <boost/asio/posix/stream_descriptor.hpp>
 #include <chrono>
 #include <condition_variable>
 #include <mutex>
@@ -12,15 +12,19 @@
 
 namespace bim::daemon {
 
-// Before anything is started: bounds what the C library keeps, ignores SIGPIPE
-// and SIGIO, and makes gRPC's lines ours.
+// Before anything is started, in a process of one thread: bounds what the C
+// library keeps, ignores SIGPIPE and SIGIO, makes gRPC's lines ours, and blocks
+// SIGTERM, SIGINT and SIGHUP for good, in all threads to come: only a
+// StopSignal takes them, and one that comes when the process has as good as
+// ended does not change how it ends.
 void PrepareProcess();
 
 // The first SIGTERM or SIGINT ends Wait(), the second the process. SIGHUP is
-// logged. Thread-safety: one thread, not the loop's.
+// logged. After PrepareProcess, and one in a process (signalfd(2)).
+// Thread-safety: one thread, not the loop's.
 class StopSignal {
  public:
-  // `loop` outlives it.
+  // `loop` outlives it. Throws std::system_error without a descriptor.
   explicit StopSignal(exec::EventLoop& loop);
   ~StopSignal();
   StopSignal(const StopSignal&) = delete;
@@ -34,12 +38,15 @@ class StopSignal {
   bool WaitFor(std::chrono::milliseconds time);
 
  private:
-  void AwaitStop(bool first);
-  void AwaitHangup();
+  void AwaitSignals();
+  void Take(int number);
 
   exec::EventLoop& loop_;
-  boost::asio::signal_set stop_signals_;
-  boost::asio::signal_set hangups_;
+  // Of the loop's thread:
+  boost::asio::posix::stream_descriptor signals_;
+  bool signalled_ = false;
+  bool closed_ = false;
+
   std::mutex mutex_;
   std::condition_variable changed_;
   bool stopped_ = false;

@@ -29,7 +29,7 @@ THIRD_PARTY = [
     (r"openssl/", {"hash"}),
     (r"(zlib|lzma|zstd)\.h", {"compress"}),
     (r"boost/asio/steady_timer\.hpp$", {"exec", "http", "manager", "api"}),
-    (r"boost/asio/signal_set\.hpp$", {"daemon"}),
+    (r"boost/asio/posix/stream_descriptor\.hpp$", {"exec", "http", "api", "daemon"}),
     (r"boost/asio", {"exec", "http", "api"}),
     (r"(grpc|grpcpp|google/protobuf)/|.*\.pb\.h$", {"api", "longhorn", "daemon"}),
     (r"CLI/|toml\+\+/", {"daemon"}),

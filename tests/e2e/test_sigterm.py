@@ -1,10 +1,13 @@
 """SIGTERM: no new work, what runs is left resumable, exit 0."""
 
+import os
 import signal
 import threading
 import time
+from pathlib import Path
 
 import grpc
+import pytest
 
 from lib import images
 from lib.client import health_pb2, health_pb2_grpc, pb
@@ -80,6 +83,39 @@ def test_a_second_signal_does_no_harm(start_daemon, disk, origin):
     assert daemon.wait_exit() in (0, 1)  # 1: the second one ends it at once
     daemon.start()
     assert daemon.client.get("a").state == "ready"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_no_thread_can_be_ended_by_it(start_daemon, disk, number):
+    """It is read, not delivered, from the first thread's start to the last's end."""
+    daemon = start_daemon([disk])
+    threads = list(Path(f"/proc/{daemon.pid}/task").iterdir())
+    assert len(threads) > 3
+    for thread in threads:
+        fields = dict(line.split(":", 1) for line in
+                      (thread / "status").read_text().splitlines())
+        blocked = int(fields["SigBlk"], 16)
+        assert blocked >> (number - 1) & 1, fields["Name"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_one_that_comes_when_it_has_stopped(start_daemon, disk, number):
+    """Whatever moment it is: it ends as it would have ended."""
+    daemon = start_daemon([disk])
+    for late in range(20):
+        said = len(daemon.log())
+        daemon.process.send_signal(signal.SIGTERM)
+        with open(daemon.log_file, errors="replace") as log:
+            log.seek(said)
+            text, end = "", time.monotonic() + scaled(20)
+            while "stopped" not in text and time.monotonic() < end:
+                text += log.read()
+        assert "stopped" in text
+        time.sleep(scaled(late / 4000))  # how late it comes
+        os.kill(daemon.pid, number)  # (not yet waited for, so it is there)
+        # 1: it was still there to take a second one.
+        assert daemon.wait_exit() in (0, 1)
+        daemon.start()
 
 
 def test_while_verifying(start_daemon, disk, origin):
