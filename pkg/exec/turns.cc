@@ -4,6 +4,15 @@
 
 namespace bim::exec {
 
+std::unique_ptr<Turns::Turn> Turns::Take() {
+  {
+    std::lock_guard lock(mutex_);
+    if (taken_ >= limit_ || !waiting_.empty()) return nullptr;
+    ++taken_;
+  }
+  return std::make_unique<Turn>(shared_from_this());
+}
+
 uint64_t Turns::Ask(Begin begin, size_t max_waiting) {
   std::unique_lock lock(mutex_);
   const uint64_t ticket = ++last_ticket_;

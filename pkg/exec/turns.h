@@ -33,11 +33,15 @@ class Turns : public std::enable_shared_from_this<Turns> {
     return std::shared_ptr<Turns>(new Turns(limit));
   }
 
-  // Calls `begin` once: with a turn, at once when one is free, else later, on
-  // some thread that asks, gives a turn back or sets the limit; or at once with
-  // nullptr when `max_waiting` wait already. `begin` must not block and must
-  // tolerate being called when nobody is interested any more (it just drops the
-  // turn). Returns a ticket for Withdraw.
+  // A turn now, or nullptr when none is free or others wait for it. For who
+  // would not wait.
+  std::unique_ptr<Turn> Take();
+  // Calls `begin` once: with a turn, on this or some other thread that asks,
+  // gives a turn back or sets the limit, perhaps after Ask has returned though
+  // one was free; or at once with nullptr when `max_waiting` wait already.
+  // `begin` must not block and must tolerate being called when nobody is
+  // interested any more (it just drops the turn). Returns a ticket for
+  // Withdraw.
   uint64_t Ask(Begin begin, size_t max_waiting = 1024);
   // Who asked does not wait any more: its `begin` is dropped, uncalled, and no
   // longer counts as waiting. Nothing happens when it has been called, or is

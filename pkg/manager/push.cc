@@ -241,11 +241,8 @@ Status ManagerImpl::SendDirected(std::string_view disk, std::string_view name,
   BIM_ASSIGN_OR_RETURN(OpenImage opened,
                        Open(name, uuid, status.copy.disk_uuid));
   const auto image = std::make_shared<OpenImage>(std::move(opened));
-  std::unique_ptr<exec::Turns::Turn> turn;
   // Nobody waits: who asks is told at once.
-  image->turns->Ask(
-      [&](std::unique_ptr<exec::Turns::Turn> had) { turn = std::move(had); },
-      0);
+  std::unique_ptr<exec::Turns::Turn> turn = image->turns->Take();
   if (!turn) {
     return base::ResourceExhaustedError(
         "image '" + key.name + "' is sent to " +

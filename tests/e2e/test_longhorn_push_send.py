@@ -73,6 +73,7 @@ def in_the_background(function, *args):
         try:
             function(*args)
         except (grpc.RpcError, AssertionError, OSError) as error:
+            print(f"in the background: {error!r}")
             errors.append(error)
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
@@ -155,9 +156,10 @@ def test_three_at_once(client, image, send, receiver):
 def test_a_fourth_over_http(manager, client, image, receiver):
     hold = threading.Event()
     receivers = [receiver(hold=hold) for _ in range(3)]
-    for to in receivers:
-        in_the_background(client.send, NAME, UUID, to.address)
+    jobs = [in_the_background(client.send, NAME, UUID, to.address)
+            for to in receivers]
     wait_sending(client, 3, 4)
+    assert all(not errors for _, errors in jobs)
     path = image_path(NAME, UUID)
     assert manager.files.get(path).json()["sendingReference"] == 3
     reply = manager.files.act(path, "sendToPeer", to_address=receiver().address)

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <barrier>
 #include <thread>
 #include <vector>
 
@@ -65,6 +66,52 @@ TEST(TurnsTest, RefusesWhenTooManyWait) {
   asker.Give();
   asker.Give();
   EXPECT_EQ(asker.begun, (std::vector{0, 2, 3}));
+}
+
+TEST(TurnsTest, TakenOnlyWhenFreeAndNobodyWaits) {
+  Asker asker(2);
+  Turn first = asker.turns().Take();
+  Turn second = asker.turns().Take();
+  ASSERT_TRUE(first && second);
+  EXPECT_EQ(asker.turns().Take(), nullptr);
+  EXPECT_EQ(asker.turns().taken(), 2u);
+  first.reset();
+  EXPECT_EQ(asker.turns().taken(), 1u);
+  // What is given back goes to who waits, never past them.
+  first = asker.turns().Take();
+  ASSERT_TRUE(first);
+  asker.Ask(0);
+  asker.Ask(1);
+  first.reset();
+  EXPECT_EQ(asker.turns().Take(), nullptr);
+  second.reset();
+  EXPECT_EQ(asker.begun, (std::vector{0, 1}));
+  asker.Give();
+  EXPECT_TRUE(asker.turns().Take());
+}
+
+// One is free for each: none is refused because another is just taking its own.
+TEST(TurnsTest, AsManyAtOnceAsThereAreTurns) {
+  constexpr int kThreads = 3;
+  constexpr int kRounds = 2000;
+  const auto turns = Turns::Make(kThreads);
+  std::atomic<int> refused{0};
+  std::barrier together(kThreads);
+  {
+    std::vector<std::jthread> threads;
+    for (int i = 0; i < kThreads; ++i) {
+      threads.emplace_back([&] {
+        for (int j = 0; j < kRounds; ++j) {
+          together.arrive_and_wait();
+          const Turn turn = turns->Take();
+          if (turn == nullptr) ++refused;
+          together.arrive_and_wait();
+        }
+      });
+    }
+  }
+  EXPECT_EQ(refused, 0);
+  EXPECT_EQ(turns->taken(), 0u);
 }
 
 TEST(TurnsTest, WithdrawnOnesNeitherWaitNorBegin) {
