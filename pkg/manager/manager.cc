@@ -499,6 +499,9 @@ Result<ImageStatus> ManagerImpl::Get(std::string_view name,
                                      std::string_view uuid) {
   Lock lock(mutex_);
   BIM_ASSIGN_OR_RETURN(auto it, Find(name, uuid));
+  if (it->second.ensuring) {
+    return base::NotFoundError("cannot find " + Shown(it->first) + " yet");
+  }
   return StatusOf(it->first, it->second);
 }
 
@@ -527,7 +530,9 @@ Result<Manager::Page> ManagerImpl::List(uint32_t page_size,
   Lock lock(mutex_);
   auto it = page_token.empty() ? images_.begin() : images_.upper_bound(last);
   for (; it != images_.end() && page.images.size() < page_size; ++it) {
-    page.images.push_back(StatusOf(it->first, it->second));
+    if (!it->second.ensuring) {
+      page.images.push_back(StatusOf(it->first, it->second));
+    }
     last = it->first;
   }
   if (it != images_.end()) page.next_page_token = last.name + "/" + last.uuid;

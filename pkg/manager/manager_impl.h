@@ -117,7 +117,8 @@ struct ImageEntry {
   std::map<std::string, CopyEntry> copies;  // by disk uuid
   uint64_t revision = 0;
   bool removing = false;
-  bool ensuring = false;  // being written to the disks for the first time
+  // Being written to the disks for the first time: not shown to anyone before.
+  bool ensuring = false;
   std::shared_ptr<exec::Turns> turns;  // of its readers; made when first read
   std::shared_ptr<exec::Turns> downloads;  // the same
   // Held while its desired records are written. Before the manager's mutex.

@@ -209,8 +209,11 @@ std::vector<Event> ManagerImpl::NextEvents(WatchPosition& position,
                   : images_.upper_bound(
                         ImageKey{position.last_name, position.last_uuid});
     while (it != images_.end() && events.size() < max) {
-      events.push_back(
-          {Event::Type::kImage, StatusOf(it->first, it->second), ""});
+      // One that is being written comes as a change when it has been.
+      if (!it->second.ensuring) {
+        events.push_back(
+            {Event::Type::kImage, StatusOf(it->first, it->second), ""});
+      }
       position.last_name = it->first.name;
       position.last_uuid = it->first.uuid;
       ++it;
@@ -239,11 +242,15 @@ std::vector<Event> ManagerImpl::NextEvents(WatchPosition& position,
       position.revision = gone->first;
       ++gone;
     } else {
-      event.type = Event::Type::kImage;
-      event.image =
-          StatusOf(changed->second, images_.find(changed->second)->second);
+      const ImageEntry& image = images_.find(changed->second)->second;
+      const bool shown = !image.ensuring;  // else it changes once more
+      if (shown) {
+        event.type = Event::Type::kImage;
+        event.image = StatusOf(changed->second, image);
+      }
       position.revision = changed->first;
       ++changed;
+      if (!shown) continue;
     }
     event.resume_token = token(position.revision);
     events.push_back(std::move(event));

@@ -4,9 +4,12 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <atomic>
 #include <condition_variable>
 #include <mutex>
 #include <set>
+#include <thread>
 
 #include "pkg/store/layout.h"
 #include "pkg/store/record.h"
@@ -161,6 +164,45 @@ TEST_F(ManagerTest, List) {
     EXPECT_EQ(manager_->List(0, token).status().code(), Code::kInvalidArgument)
         << token;
   }
+}
+
+// Not before all its disks have it in writing: with copies, from the start.
+TEST_F(ManagerTest, IsShownWhenItWasWritten) {
+  Begin();
+  constexpr int kImages = 20;
+  std::atomic<bool> done = false;
+  std::jthread ensuring([&] {
+    for (int i = 0; i < kImages; ++i) {
+      const auto ensured = manager_->Ensure(Spec("image" + std::to_string(i)));
+      EXPECT_TRUE(ensured.ok()) << ensured.status().ToString();
+    }
+    done = true;
+  });
+  std::set<std::string> told;
+  size_t looks = 0, without = 0;
+  const auto look = [&](const ImageStatus& image) {
+    ++looks;
+    if (image.copies.size() != 2) ++without;
+    told.insert(image.spec.name);
+  };
+  for (bool last = false; !last;) {
+    last = done;
+    const auto page = manager_->List(0, "");
+    ASSERT_TRUE(page.ok()) << page.status().ToString();
+    std::for_each(page->images.begin(), page->images.end(), look);
+    const std::string next = "image" + std::to_string(page->images.size());
+    if (const auto got = manager_->Get(next, ""); got.ok()) look(*got);
+    told.clear();
+    // A snapshot, and what has changed since.
+    WatchPosition position;
+    for (size_t round = 0; round < 2; ++round) {
+      for (const Event& event : manager_->NextEvents(position, 1000)) {
+        if (event.type == Event::Type::kImage) look(event.image);
+      }
+    }
+  }
+  EXPECT_EQ(without, 0u) << "of " << looks;
+  EXPECT_THAT(told, SizeIs(kImages));
 }
 
 TEST_F(ManagerTest, WatchTellsSnapshotChangesAndRemovals) {
