@@ -75,6 +75,7 @@ class CandidateImpl final : public Candidate {
   }
 
   base::Status Begin(bool automatic) override {
+    std::lock_guard one_at_a_time(begin_mutex_);
     BIM_RETURN_IF_ERROR(CheckIdle());
     BIM_RETURN_IF_ERROR(Connect());
     auto answer = std::make_shared<std::promise<base::Status>>();
@@ -82,6 +83,7 @@ class CandidateImpl final : public Candidate {
     {
       std::lock_guard lock(mutex_);
       if (stopping_) return base::UnavailableError("the daemon is stopping");
+      id_.clear();  // that of the one before; the owner says the new one's
       begins_.push_back(std::move(answer));
       queue_.push_back(automatic ? CandidateEvent::kBeginAutomatic
                                  : CandidateEvent::kBegin);
@@ -297,9 +299,12 @@ class CandidateImpl final : public Candidate {
     while (!events.empty()) {
       const CandidateEvent now = events.front();
       events.pop_front();
+      const CandidateStage before = state_.stage;
       const CandidateEffects effects = Step(state_, now);
       if (now == CandidateEvent::kBegun) AnswerAll(begins_, base::OkStatus());
-      if (now == CandidateEvent::kDisconnected) {
+      // (Else it was the conversation before the one that is being begun.)
+      if (now == CandidateEvent::kDisconnected &&
+          before == CandidateStage::kBeginning) {
         // (It may have agreed all the same: then that lies on the disks.)
         AnswerAll(begins_, base::UnavailableError(
                                "the owner is gone, or does not talk any more, "
@@ -320,6 +325,7 @@ class CandidateImpl final : public Candidate {
                                         CandidateEffect effect) {
     switch (effect) {
       case CandidateEffect::kSendBegin:
+        if (!talk_) return CandidateEvent::kDisconnected;  // it ended already
         Say({{"bim", "begin"}, {"automatic", state_.automatic}});
         break;
       case CandidateEffect::kSendReady:
@@ -565,9 +571,10 @@ class CandidateImpl final : public Candidate {
     }
     const Intent intent = state_.intent;
     const bool talks = talk_ != nullptr;
+    std::string id = id_;
     lock.unlock();
     std::optional<CandidateEvent> seen;
-    if (!talks) seen = LookAtDisks(intent);
+    if (!talks) seen = LookAtDisks(intent, id);
     if (!talks && !seen && Connect().ok()) {
       lock.lock();
       Say({{"bim", "begin"}, {"automatic", state_.automatic}});
@@ -575,6 +582,7 @@ class CandidateImpl final : public Candidate {
     }
     lock.lock();
     look_again_ = steady_clock::now() + kLookAgain;
+    if (id_.empty()) id_ = id;
     if (seen) Do(lock, *seen);
   }
 
@@ -594,7 +602,8 @@ class CandidateImpl final : public Candidate {
 
   // When the locks of all disks that can be read are free: writes what was
   // decided, and tells what is there. nullopt: one is held.
-  std::optional<CandidateEvent> LookAtDisks(Intent intent) {
+  // `id` is that of the hand-over, or empty, and then found.
+  std::optional<CandidateEvent> LookAtDisks(Intent intent, std::string& id) {
     struct Held {
       io::Dir root;
       UniqueFd lock;
@@ -621,8 +630,17 @@ class CandidateImpl final : public Candidate {
     // All disks of one hand-over are decided alike, though a crash may have
     // come between one and the next.
     std::optional<store::HandoverRecord> agreed;
+    // The owner went before it said which one it had begun: some disks may have
+    // it, and others still the one before.
     for (const Held& disk : disks) {
-      if (!disk.record || (!id_.empty() && disk.record->id != id_)) continue;
+      if (id.empty() && disk.record &&
+          disk.record->phase == HandoverPhase::kBegun &&
+          disk.record->candidate == options_.self.manager_id) {
+        id = disk.record->id;
+      }
+    }
+    for (const Held& disk : disks) {
+      if (!disk.record || (!id.empty() && disk.record->id != id)) continue;
       if (!agreed || agreed->phase == HandoverPhase::kBegun) {
         agreed = disk.record;
       }
@@ -664,6 +682,7 @@ class CandidateImpl final : public Candidate {
 
   const Options options_;
   Host& host_;
+  std::mutex begin_mutex_;  // before the other
   std::mutex mutex_;
   std::condition_variable changed_;
   bool stopping_ = false;

@@ -53,7 +53,7 @@ class OwnerHost final : public Owner::Host {
   void Hold(const std::string&) override { held = true; }
   void Resume() override {
     // Who is told before it is done finds it undone.
-    std::this_thread::sleep_for(milliseconds(100));
+    std::this_thread::sleep_for(milliseconds(resuming_ms));
     held = false;
   }
   void Release() override { disk_->Release(); }
@@ -70,6 +70,7 @@ class OwnerHost final : public Owner::Host {
 
   std::atomic<bool> fail{false}, held{false}, exited{false};
   std::atomic<bool> handed_over{false};
+  std::atomic<int> resuming_ms{100};
 
  private:
   const std::shared_ptr<Disk> disk_;
@@ -111,8 +112,12 @@ class DriversTest : public ::testing::Test {
     owner_.reset();
   }
   void StartOwner() {
-    auto disk = Claim(dir_.path(), "old");
-    ASSERT_TRUE(disk);
+    // (A candidate that looks at the disk holds its lock for a moment.)
+    std::shared_ptr<Disk> disk;
+    ASSERT_TRUE(Soon([&] {
+      disk = Claim(dir_.path(), "old");
+      return disk != nullptr;
+    }));
     host_ = std::make_unique<OwnerHost>(std::move(disk));
     owner_ = Owner::Start({.self = Self("old", "unix:/old"),
                            .lease = milliseconds(2'000),
@@ -236,6 +241,36 @@ TEST_F(DriversTest, RolledBackAndBegunAgain) {
   EXPECT_FALSE(host_->held);
   BIM_EXPECT_OK(undone.get());
   EXPECT_FALSE(taker_.owns());
+}
+
+// The end of the conversation before is not taken for the new one's.
+TEST_F(DriversTest, BegunAgainAtOnce) {
+  StartCandidate();
+  host_->resuming_ms = 0;
+  for (int i = 0; i < 500; ++i) {
+    BIM_ASSERT_OK(candidate_->Begin(false));
+    BIM_ASSERT_OK(candidate_->Rollback(milliseconds(10'000)));
+  }
+}
+
+// At whatever moment: the candidate does not wait for one that is gone.
+TEST_F(DriversTest, TheOwnerGoesWhileItIsAsked) {
+  StartCandidate();
+  for (int i = 0; i < 40; ++i) {
+    auto begun = std::async(std::launch::async,
+                            [&] { return candidate_->Begin(false); });
+    std::this_thread::sleep_for(std::chrono::microseconds(10 * i));
+    EndOwner();
+    EXPECT_NE(begun.get().code(), Code::kDeadlineExceeded) << "round " << i;
+    EXPECT_NE(candidate_->Rollback(milliseconds(10'000)).code(),
+              Code::kDeadlineExceeded)
+        << "round " << i;
+    ASSERT_TRUE(
+        Soon([&] { return candidate_->Stage() == CandidateStage::kIdle; }));
+    StartOwner();
+    ASSERT_TRUE(Soon([&] { return candidate_->WouldBegin(false).ok(); }));
+  }
+  BIM_EXPECT_OK(candidate_->Begin(false));
 }
 
 TEST_F(DriversTest, WhatNoDiskTakesIsNotDecided) {
