@@ -77,7 +77,7 @@ class CandidateImpl final : public Candidate {
   base::Status Begin(bool automatic) override {
     std::lock_guard one_at_a_time(begin_mutex_);
     BIM_RETURN_IF_ERROR(CheckIdle());
-    BIM_RETURN_IF_ERROR(Connect());
+    BIM_RETURN_IF_ERROR(automatic ? Connect() : ConnectSoon());
     auto answer = std::make_shared<std::promise<base::Status>>();
     auto future = answer->get_future();
     {
@@ -433,6 +433,20 @@ class CandidateImpl final : public Candidate {
     BIM_ASSIGN_OR_RETURN(Greeted greeted, FindOwner());
     Adopt(std::move(greeted));
     return base::OkStatus();
+  }
+
+  // One that has just taken the disks listens on them a moment later.
+  base::Status ConnectSoon() {
+    const auto until = steady_clock::now() + kAnswerTimeout;
+    while (true) {
+      base::Status connected = Connect();
+      if (connected.code() != Code::kUnavailable) return connected;
+      std::unique_lock lock(mutex_);
+      if (changed_.wait_for(lock, kTick, [&] { return stopping_; }) ||
+          steady_clock::now() >= until) {
+        return connected;
+      }
+    }
   }
 
   base::Result<Greeted> FindOwner() {

@@ -112,6 +112,10 @@ class DriversTest : public ::testing::Test {
     owner_.reset();
   }
   void StartOwner() {
+    TakeDisk();
+    ServeDisk();
+  }
+  void TakeDisk() {
     // (A candidate that looks at the disk holds its lock for a moment.)
     std::shared_ptr<Disk> disk;
     ASSERT_TRUE(Soon([&] {
@@ -119,6 +123,8 @@ class DriversTest : public ::testing::Test {
       return disk != nullptr;
     }));
     host_ = std::make_unique<OwnerHost>(std::move(disk));
+  }
+  void ServeDisk() {
     owner_ = Owner::Start({.self = Self("old", "unix:/old"),
                            .lease = milliseconds(2'000),
                            .confirm_timeout = milliseconds(1'000)},
@@ -271,6 +277,17 @@ TEST_F(DriversTest, TheOwnerGoesWhileItIsAsked) {
     ASSERT_TRUE(Soon([&] { return candidate_->WouldBegin(false).ok(); }));
   }
   BIM_EXPECT_OK(candidate_->Begin(false));
+}
+
+TEST_F(DriversTest, AnOwnerThatDoesNotListenYetIsAwaited) {
+  EndOwner();
+  TakeDisk();
+  StartCandidate();
+  auto begun =
+      std::async(std::launch::async, [&] { return candidate_->Begin(false); });
+  EXPECT_EQ(begun.wait_for(milliseconds(300)), std::future_status::timeout);
+  ServeDisk();
+  BIM_EXPECT_OK(begun.get());
 }
 
 TEST_F(DriversTest, WhatNoDiskTakesIsNotDecided) {
